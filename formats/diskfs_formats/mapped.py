@@ -1,0 +1,103 @@
+"""The base of every driver's disk: reading and mapping follow from `lookup`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+
+from diskfs_formats.driver import ImageInfo
+from diskfs_formats.extents import Extent, clipped, coalesced
+from diskfs_formats.reading import ENGINE, ready_reader, zeroes
+from diskfs_formats.source import ByteSource, require_range
+
+READY_LIMIT = 1 << 20
+"""Bytes that are answered at once; a longer request goes to a thread whatever is at hand."""
+
+
+class MappedImage(ABC):
+    """A disk that knows where each of its bytes is. Thread-safe if `lookup` is."""
+
+    def __init__(self, name: str, info: ImageInfo, sources: Iterable[ByteSource]) -> None:
+        self._name = name
+        self._info = info
+        self._size = info.virtual_size
+        self._sources = tuple(sources)
+        self._ready = {id(source): ready_reader(source) for source in self._sources}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def info(self) -> ImageInfo:
+        return self._info
+
+    @abstractmethod
+    def lookup(self, offset: int, /) -> Extent:
+        """Return the extent of this layer that holds byte `offset`, as long as is cheap to find.
+
+        It may begin before `offset`; it holds at least that byte. May read tables.
+        """
+
+    def lookup_if_ready(self, offset: int, /) -> Extent | None:
+        """Return what `lookup` returns if no table has to be read for it, else None."""
+        return None
+
+    def extents(self, offset: int = 0, length: int | None = None, /) -> Iterator[Extent]:
+        length = self._size - offset if length is None else length
+        require_range(self, offset, length)
+        return coalesced(self._walk(offset, offset + length))
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        require_range(self, offset, length)
+        return ENGINE.read(self._walk(offset, offset + length))
+
+    def read_if_ready(self, offset: int, length: int, /) -> bytes | None:
+        require_range(self, offset, length)
+        if length > READY_LIMIT:
+            return None
+        parts: list[bytes | bytearray | memoryview] = []
+        end = offset + length
+        decoded = 0
+        while offset < end:
+            extent = self.lookup_if_ready(offset)
+            if extent is None:
+                return None
+            extent = clipped(extent, offset, end)
+            stored = extent.stored
+            if stored is None:
+                parts.extend(zeroes(extent.length))
+            elif stored.decode is None:
+                data = self._ready_of(stored.source)(stored.offset, extent.length)
+                if data is None:
+                    return None
+                parts.append(data)
+            else:
+                unit = ENGINE.unit_if_ready(extent)
+                if unit is None:
+                    # One unit costs about as much as handing the request to a thread; several are worth the thread.
+                    if decoded or length > extent.length:
+                        return None
+                    unit = ENGINE.decode_if_ready(extent, self._ready_of(stored.source))
+                    decoded += 1
+                    if unit is None:
+                        return None
+                parts.append(unit)
+            offset = extent.end
+        return b"".join(parts)
+
+    def _ready_of(self, source: ByteSource) -> Callable[[int, int], bytes | None]:
+        return self._ready.get(id(source)) or ready_reader(source)
+
+    def _walk(self, offset: int, end: int) -> Iterator[Extent]:
+        while offset < end:
+            extent = clipped(self.lookup(offset), offset, end)
+            yield extent
+            offset = extent.end
+
+    def close(self) -> None:
+        for source in self._sources:
+            ENGINE.cache.forget(source)
+            source.close()

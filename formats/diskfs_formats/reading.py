@@ -1,0 +1,308 @@
+"""From a map to bytes: neighbouring runs are read at once, encoded units are decoded side by side and kept.
+
+One `ReadingEngine` serves a whole process, so its pool of decoder threads and its cache of decoded units are bounded
+for all disks together.
+"""
+
+import itertools
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from diskfs_formats.extents import Buffer, Extent, ExtentKind, Stored
+from diskfs_formats.source import ByteSource, ReadyReader, read_ranges
+
+CACHE_SIZE = 64 << 20
+"""Decoded bytes that are kept, for all disks together."""
+MERGE_GAP = 4096
+"""Stored bytes between two records that are read along rather than asked for apart (markers, grain tables)."""
+MAX_MERGED = 16 << 20
+"""Stored bytes that one merged read may cover."""
+MIN_PARALLEL = 4
+"""Units from which decoding is spread over threads; below, the hand-over costs more than it brings."""
+
+UnitKey: TypeAlias = tuple[ByteSource, int, int]
+"""Source, stored offset, and the virtual offset of the unit's first byte: two units that share one record are
+decoded apart, because each record says which unit it belongs to."""
+
+_ZEROES = memoryview(bytes(1 << 20))
+
+
+def zeroes(length: int) -> Iterator[memoryview]:
+    """Yield `length` zero bytes in pieces that share one block of memory."""
+    while length > 0:
+        piece = _ZEROES[:length]
+        yield piece
+        length -= len(piece)
+
+
+class UnitCache:
+    """Decoded units by key, least recently used out first; a unit that is being decoded is waited for, not redone."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._size = 0
+        self._units: OrderedDict[UnitKey, Buffer] = OrderedDict()
+        self._pending: dict[UnitKey, Future[Buffer]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: UnitKey) -> Buffer | None:
+        """Return a decoded unit, or None."""
+        with self._lock:
+            unit = self._units.get(key)
+            if unit is not None:
+                self._units.move_to_end(key)
+            return unit
+
+    def claim(self, key: UnitKey) -> "Buffer | Future[Buffer] | None":
+        """Return the unit, or what somebody else's decoding of it will give, or None: then the caller must settle it."""
+        with self._lock:
+            unit = self._units.get(key)
+            if unit is not None:
+                self._units.move_to_end(key)
+                return unit
+            pending = self._pending.get(key)
+            if pending is None:
+                self._pending[key] = Future()
+            return pending
+
+    def settle(self, key: UnitKey, unit: Buffer) -> None:
+        """Keep a unit, claimed or not, and hand it to those who wait."""
+        with self._lock:
+            pending = self._pending.pop(key, None)
+            old = self._units.pop(key, None)
+            if old is not None:
+                self._size -= len(old)
+            if len(unit) <= self._capacity:
+                self._units[key] = unit
+                self._size += len(unit)
+            while self._size > self._capacity:
+                self._size -= len(self._units.popitem(last=False)[1])
+        if pending is not None:
+            pending.set_result(unit)
+
+    def fail(self, key: UnitKey, error: BaseException) -> None:
+        """Give a claimed unit up; whoever waits gets the error, and the next reader tries anew."""
+        with self._lock:
+            pending = self._pending.pop(key, None)
+        if pending is not None:
+            pending.set_exception(error)
+
+    def forget(self, source: ByteSource) -> None:
+        """Drop the units of one source, when it is closed."""
+        with self._lock:
+            for key in [key for key in self._units if key[0] is source]:
+                self._size -= len(self._units.pop(key))
+
+
+@dataclass(slots=True)
+class _Piece:
+    """One extent of a request: `parts` becomes its bytes."""
+
+    extent: Extent
+    parts: Iterable[Buffer] = ()
+
+
+class ReadingEngine:
+    """Reads maps. Safe to share between threads; waits only for its sources and for other readers' decoding."""
+
+    def __init__(self, *, workers: int | None = None, cache_size: int = CACHE_SIZE) -> None:
+        self.cache = UnitCache(cache_size)
+        self._workers = workers or max(1, len(os.sched_getaffinity(0)))
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def read(self, extents: Iterable[Extent]) -> bytes:
+        """Return the bytes of contiguous extents, in order. Raises what sources and decoders raise."""
+        pieces = [_Piece(extent) for extent in extents]
+        encoded = []
+        for run in _plain_runs(pieces):
+            first, last = run[0].extent.stored, run[-1].extent.stored
+            assert first is not None
+            assert last is not None
+            data = first.source.read_at(first.offset, last.offset + last.length - first.offset)
+            run[0].parts = (data,)
+        for piece in pieces:
+            if piece.extent.stored is None:
+                piece.parts = zeroes(piece.extent.length)
+            elif piece.extent.stored.decode is not None:
+                encoded.append(piece)
+        if encoded:
+            self._read_encoded(encoded)
+        return b"".join(part for piece in pieces for part in piece.parts)
+
+    def unit_if_ready(self, extent: Extent) -> Buffer | None:
+        """Return the bytes of one encoded extent, if its unit is kept."""
+        stored = extent.stored
+        assert stored is not None
+        unit = self.cache.get(_key(extent, stored))
+        return None if unit is None else memoryview(unit)[stored.skip : stored.skip + extent.length]
+
+    def decode_if_ready(self, extent: Extent, ready: Callable[[int, int], bytes | None]) -> Buffer | None:
+        """Return the bytes of one encoded extent, decoded here and now if its record is at hand."""
+        stored = extent.stored
+        assert stored is not None
+        assert stored.decode is not None
+        key = _key(extent, stored)
+        unit = self.cache.get(key)
+        if unit is None:
+            record = ready(stored.offset, stored.length)
+            if record is None:
+                return None
+            unit = stored.decode(record)
+            self.cache.settle(key, unit)
+        return memoryview(unit)[stored.skip : stored.skip + extent.length]
+
+    def _read_encoded(self, pieces: Sequence[_Piece]) -> None:
+        mine: list[_Piece] = []
+        awaited: list[tuple[_Piece, Future[Buffer]]] = []
+        for piece in pieces:
+            stored = piece.extent.stored
+            assert stored is not None
+            found = self.cache.claim(_key(piece.extent, stored))
+            if found is None:
+                mine.append(piece)
+            elif isinstance(found, Future):
+                awaited.append((piece, found))
+            else:
+                piece.parts = (_part(piece.extent, stored, found),)
+        if mine:
+            self._decode(mine)
+        for piece, pending in awaited:
+            assert piece.extent.stored is not None
+            piece.parts = (_part(piece.extent, piece.extent.stored, pending.result()),)
+
+    def _decode(self, pieces: list[_Piece]) -> None:
+        """Decode the claimed pieces; every claim is settled or failed when this returns or raises."""
+        open_claims = {_key(piece.extent, stored) for piece in pieces if (stored := piece.extent.stored)}
+        try:
+            records = _read_records([piece.extent.stored for piece in pieces if piece.extent.stored])
+
+            def decode(index: int) -> None:
+                extent = pieces[index].extent
+                stored = extent.stored
+                assert stored is not None
+                assert stored.decode is not None
+                unit = stored.decode(records[index])
+                key = _key(extent, stored)
+                self.cache.settle(key, unit)
+                open_claims.discard(key)
+                pieces[index].parts = (_part(extent, stored, unit),)
+
+            if len(pieces) < MIN_PARALLEL or self._workers == 1:
+                for index in range(len(pieces)):
+                    decode(index)
+            else:
+                self._spread(decode, len(pieces))
+        except BaseException as error:
+            for key in list(open_claims):
+                self.cache.fail(key, error)
+            raise
+
+    def _spread(self, work: Callable[[int], None], count: int) -> None:
+        """Run work(0..count-1) on this thread and the pool's; all are done, or have failed, when it returns."""
+        turn = itertools.count()
+        errors: list[BaseException] = []
+
+        def drain() -> None:
+            while not errors and (index := next(turn)) < count:
+                try:
+                    work(index)
+                except BaseException as error:  # noqa: BLE001 - handed to the caller below
+                    errors.append(error)
+
+        helpers = [self._executor().submit(drain) for _ in range(min(self._workers, count) - 1)]
+        drain()
+        for helper in helpers:
+            # A helper that has not begun has nothing left to do: never wait for a busy pool.
+            if not helper.cancel():
+                helper.result()
+        if errors:
+            raise errors[0]
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="diskfs-decode")
+            return self._pool
+
+
+def _key(extent: Extent, stored: Stored) -> UnitKey:
+    return stored.source, stored.offset, extent.offset - stored.skip
+
+
+def _part(extent: Extent, stored: Stored, unit: Buffer) -> Buffer:
+    if stored.skip == 0 and extent.length == len(unit):
+        return unit
+    return memoryview(unit)[stored.skip : stored.skip + extent.length]
+
+
+def _plain_runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Group neighbouring pieces that are stored as they are, one after the other in one source."""
+    run: list[_Piece] = []
+    for piece in pieces:
+        stored = piece.extent.stored
+        plain = stored is not None and stored.decode is None
+        if run:
+            last = run[-1].extent.stored
+            assert last is not None
+            if plain and stored and stored.source is last.source and stored.offset == last.offset + last.length:
+                run.append(piece)
+                continue
+            yield run
+            run = []
+        if plain:
+            run.append(piece)
+    if run:
+        yield run
+
+
+def _read_records(stored: Sequence[Stored]) -> list[Buffer]:
+    """Read encoded records, near ones together; the result is in the order given."""
+    order = sorted(range(len(stored)), key=lambda index: (id(stored[index].source), stored[index].offset))
+    groups: list[list[int]] = []
+    ends: list[int] = []
+    for index in order:
+        record = stored[index]
+        end = record.offset + record.length
+        if groups:
+            first = stored[groups[-1][0]]
+            near = first.source is record.source and record.offset - ends[-1] <= MERGE_GAP
+            if near and max(end, ends[-1]) - first.offset <= MAX_MERGED:
+                groups[-1].append(index)
+                ends[-1] = max(end, ends[-1])
+                continue
+        groups.append([index])
+        ends.append(end)
+    records: list[Buffer] = [b""] * len(stored)
+    spans = [(stored[group[0]].offset, end - stored[group[0]].offset) for group, end in zip(groups, ends, strict=True)]
+    for source, numbers in itertools.groupby(range(len(groups)), key=lambda number: stored[groups[number][0]].source):
+        here = list(numbers)
+        for number, data in zip(here, read_ranges(source, [spans[number] for number in here]), strict=True):
+            view = memoryview(data)
+            for index in groups[number]:
+                start = stored[index].offset - spans[number][0]
+                records[index] = view[start : start + stored[index].length]
+    return records
+
+
+ENGINE = ReadingEngine()
+"""The engine of this process."""
+
+
+def ready_reader(source: ByteSource) -> Callable[[int, int], bytes | None]:
+    """Return the source's ready-bytes path, or one that never has any."""
+    return source.read_if_ready if isinstance(source, ReadyReader) else _never_ready
+
+
+def _never_ready(_offset: int, _length: int, /) -> bytes | None:
+    return None
+
+
+def is_plain_data(extent: Extent) -> bool:
+    """Tell whether the extent's bytes are stored as they are."""
+    return extent.kind is ExtentKind.DATA and extent.stored is not None and extent.stored.decode is None

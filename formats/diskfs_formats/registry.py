@@ -1,0 +1,101 @@
+"""Which formats there are, and which one an image is. A new format is one line in DRIVERS."""
+
+from collections.abc import Sequence
+
+from diskfs_formats.driver import DiskImage, FormatDriver, Match, NoRelatedFiles, ProbeWindow, RelatedFiles
+from diskfs_formats.errors import UnknownFormat, UnsupportedFeature
+from diskfs_formats.raw import RawDriver
+from diskfs_formats.source import ByteSource
+from diskfs_formats.vmdk import VmdkDriver
+
+DRIVERS: tuple[FormatDriver, ...] = (VmdkDriver(), RawDriver())
+"""In probe order; raw is what is left."""
+
+_TABLE_SIGNATURES = (
+    (510, b"\x55\xaa", "MBR"),
+    (512, b"EFI PART", "GPT"),
+    (4096, b"EFI PART", "GPT"),
+)
+
+
+def driver_named(name: str) -> FormatDriver:
+    """Return the driver that `--format name` asks for; raises UnsupportedFeature for a format that is not read."""
+    for driver in DRIVERS:
+        if driver.name == name:
+            return driver
+    known = ", ".join(driver.name for driver in DRIVERS)
+    raise UnsupportedFeature(f"format {name!r} is not read; these are: {known}")
+
+
+def detect(window: ProbeWindow, name: str, others: Sequence[str] = ()) -> FormatDriver:
+    """Return the one driver whose format the image is; `name` is for messages, `others` are containers it could be.
+
+    Raises UnknownFormat if none or more than one matches (the answer would be a guess), UnsupportedFeature if the
+    content is a format that is recognised and not read.
+    """
+    matches = [(driver.probe(window), driver) for driver in DRIVERS]
+    certain = [driver for match, driver in matches if match is Match.SIGNATURE]
+    foreign = recognised_only(window)
+    names = [*others, *(driver.name for driver in certain), *foreign]
+    if names and window.head[:4] != b"" and _table_over_header(window, names):
+        names.append("raw with a partition table")
+    if len(names) > 1:
+        raise UnknownFormat(
+            f"{name}: it could be {' or '.join(names)}: say which with --format ({', '.join(d.name for d in DRIVERS)})"
+        )
+    if certain:
+        return certain[0]
+    if foreign:
+        raise UnsupportedFeature(
+            f"{name}: {foreign[0]} images are not read; if this is a raw disk that begins so, say --format raw"
+        )
+    for match, driver in matches:
+        if match is Match.FALLBACK:
+            return driver
+    raise UnknownFormat(f"{name}: the file is empty")
+
+
+def open_image(
+    source: ByteSource, related: RelatedFiles | None = None, *, format_name: str | None = None
+) -> DiskImage:
+    """Detect the format of `source`, or take the one named, and open it. The disk owns the source."""
+    driver = driver_named(format_name) if format_name else detect(ProbeWindow.of(source), source.name)
+    return driver.open(source, related or NoRelatedFiles())
+
+
+_FOREIGN = (
+    # offset, signature, what it is
+    (0, b"QFI\xfb", "qcow2"),
+    (0, b"QED\0", "QED"),
+    (64, b"\x7f\x10\xda\xbe", "VDI"),
+    (0, b"vhdxfile", "VHDX"),
+    (0, b"conectix", "VHD"),
+    (0, b"WithoutFreeSpace", "Parallels"),
+    (0, b"WithouFreSpacExt", "Parallels"),
+    (0, b"\x1f\x8b\x08", "gzip-compressed"),
+    (0, b"\xfd7zXZ\0", "xz-compressed"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd-compressed"),
+    (0, b"PK\x03\x04", "zip-compressed"),
+)
+_VHD_FOOTER_SIZES = (512, 511)
+
+
+def recognised_only(window: ProbeWindow) -> list[str]:
+    """Name the formats that the content is and that no driver reads: better refused by name than read as raw."""
+    found = [name for offset, magic, name in _FOREIGN if window.head[offset : offset + len(magic)] == magic]
+    if "VHD" not in found and any(
+        window.tail[-size:][:8] == b"conectix" for size in _VHD_FOOTER_SIZES if len(window.tail) >= size
+    ):
+        found.append("VHD")
+    return found
+
+
+def _table_over_header(window: ProbeWindow, names: Sequence[str]) -> bool:
+    """Tell whether a partition table lies where the header of the format it seems to be should go on.
+
+    A guest can write any header into the first bytes of its raw disk; a fixed VHD is the one format that keeps the
+    guest's own first sector.
+    """
+    if names == ["VHD"] or names == ["vhd"]:
+        return False
+    return any(window.head[offset : offset + len(magic)] == magic for offset, magic, _ in _TABLE_SIGNATURES)

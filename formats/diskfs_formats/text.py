@@ -1,0 +1,26 @@
+"""Strings found inside images, made fit for a terminal, a log and a message."""
+
+import unicodedata
+
+MAX_SHOWN = 256
+"""Characters of an untrusted name that are shown at most; a message stays one readable line."""
+
+_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def printable(text: str, limit: int = MAX_SHOWN) -> str:
+    """Return `text` with control, formatting and unassigned characters escaped, cut to `limit` characters.
+
+    Escapes as Python does (`\\x1b`, `\\u202e`), so terminal sequences, line breaks and text-direction marks show
+    up instead of acting. The result holds no character that moves a cursor or changes how its neighbours look.
+    """
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(_escaped(character) for character in shown)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in _UNSAFE_CATEGORIES:
+        return character.encode("unicode_escape").decode("ascii")
+    return character

@@ -1,0 +1,87 @@
+"""Checking every stored unit of a disk, whatever its format."""
+
+from collections.abc import Iterator
+
+from diskfs_formats.errors import DiskfsError
+from diskfs_formats.extents import Extent, ExtentKind
+from diskfs_formats.findings import Finding, Severity
+from diskfs_formats.mapped import MappedImage
+
+BATCH = 64
+"""Encoded units that are read and decoded together: enough for every core, 4 MiB of 64 KiB grains."""
+STEP = 4 << 20
+"""Bytes of plain data that are read at once."""
+MAX_FINDINGS = 1000
+"""Damaged units that are named; a disk with more is damaged as a whole."""
+
+
+def check_units(image: MappedImage, rule: str) -> Iterator[Finding]:
+    """Read and decode every stored unit of `image`; yield one finding for each that fails.
+
+    Reads each stored byte once. Ends with a finding that says so after MAX_FINDINGS.
+    """
+    found = 0
+    for finding in _damaged(image, rule):
+        yield finding
+        found += 1
+        if found == MAX_FINDINGS:
+            yield Finding(rule, Severity.ERROR, f"{image.name}: over {MAX_FINDINGS} damaged units; stopped here")
+            return
+
+
+def _damaged(image: MappedImage, rule: str) -> Iterator[Finding]:
+    batch: list[Extent] = []
+    for extent in _walk(image, rule):
+        if isinstance(extent, Finding):
+            yield extent
+        elif extent.kind is ExtentKind.DATA and extent.stored is not None:
+            if extent.stored.decode is None:
+                yield from _plain(image, extent, rule)
+                continue
+            batch.append(extent)
+            if len(batch) == BATCH:
+                yield from _read(image, batch, rule)
+                batch = []
+    yield from _read(image, batch, rule)
+
+
+def _walk(image: MappedImage, rule: str) -> Iterator[Extent | Finding]:
+    """Yield the map; a part that cannot be looked up becomes a finding and is passed over unit by unit."""
+    offset = 0
+    step = image.info.unit_size or STEP
+    while offset < image.size:
+        try:
+            extent = image.lookup(offset)
+        except DiskfsError as error:
+            yield Finding(rule, Severity.ERROR, str(error))
+            offset += step - offset % step
+            continue
+        yield extent
+        offset = extent.end
+
+
+def _plain(image: MappedImage, extent: Extent, rule: str) -> Iterator[Finding]:
+    for offset in range(extent.offset, extent.end, STEP):
+        try:
+            image.read_at(offset, min(STEP, extent.end - offset))
+        except DiskfsError as error:
+            yield Finding(rule, Severity.ERROR, str(error))
+
+
+def _read(image: MappedImage, batch: list[Extent], rule: str) -> Iterator[Finding]:
+    """Read neighbouring units together; where that fails, one by one to name the damaged ones."""
+    at = 0
+    while at < len(batch):
+        end = at + 1
+        while end < len(batch) and batch[end].offset == batch[end - 1].end:
+            end += 1
+        first, last = batch[at], batch[end - 1]
+        try:
+            image.read_at(first.offset, last.end - first.offset)
+        except DiskfsError:
+            for extent in batch[at:end]:
+                try:
+                    image.read_at(extent.offset, extent.length)
+                except DiskfsError as error:
+                    yield Finding(rule, Severity.ERROR, str(error))
+        at = end
