@@ -1,0 +1,1 @@
+"""The mount: the only package that knows trio and pyfuse3."""

@@ -3,12 +3,8 @@
 import enum
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from diskfs_formats.source import ByteSource
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
-"""Bytes that are only looked at; what a decoder takes and gives."""
+from diskfs_formats.source import Buffer, ByteSource
 
 
 class ExtentKind(enum.Enum):

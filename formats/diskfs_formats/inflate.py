@@ -2,7 +2,7 @@
 
 import deflate
 
-from diskfs_formats.extents import Buffer
+from diskfs_formats.source import Buffer
 
 _ADLER32_SIZE = 4
 

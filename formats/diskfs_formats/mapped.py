@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from diskfs_formats.driver import ImageInfo
 from diskfs_formats.extents import Extent, clipped, coalesced
 from diskfs_formats.reading import ENGINE, ready_reader, zeroes
-from diskfs_formats.source import ByteSource, require_range
+from diskfs_formats.source import Buffer, ByteSource, require_range
 
 READY_LIMIT = 1 << 20
 """Bytes that are answered at once; a longer request goes to a thread whatever is at hand."""
@@ -41,7 +41,7 @@ class MappedImage(ABC):
         It may begin before `offset`; it holds at least that byte. May read tables.
         """
 
-    def lookup_if_ready(self, offset: int, /) -> Extent | None:
+    def lookup_if_ready(self, offset: int, /) -> Extent | None:  # noqa: ARG002 - for drivers to override
         """Return what `lookup` returns if no table has to be read for it, else None."""
         return None
 
@@ -54,11 +54,11 @@ class MappedImage(ABC):
         require_range(self, offset, length)
         return ENGINE.read(self._walk(offset, offset + length))
 
-    def read_if_ready(self, offset: int, length: int, /) -> bytes | None:
+    def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
         require_range(self, offset, length)
         if length > READY_LIMIT:
             return None
-        parts: list[bytes | bytearray | memoryview] = []
+        parts: list[Buffer] = []
         end = offset + length
         decoded = 0
         while offset < end:
@@ -88,7 +88,7 @@ class MappedImage(ABC):
             offset = extent.end
         return b"".join(parts)
 
-    def _ready_of(self, source: ByteSource) -> Callable[[int, int], bytes | None]:
+    def _ready_of(self, source: ByteSource) -> Callable[[int, int], Buffer | None]:
         return self._ready.get(id(source)) or ready_reader(source)
 
     def _walk(self, offset: int, end: int) -> Iterator[Extent]:

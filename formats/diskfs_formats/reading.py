@@ -13,8 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from diskfs_formats.extents import Buffer, Extent, ExtentKind, Stored
-from diskfs_formats.source import ByteSource, ReadyReader, read_ranges
+from diskfs_formats.extents import Extent, ExtentKind, Stored
+from diskfs_formats.source import Buffer, ByteSource, ReadyReader, read_ranges
 
 CACHE_SIZE = 64 << 20
 """Decoded bytes that are kept, for all disks together."""
@@ -59,7 +59,7 @@ class UnitCache:
             return unit
 
     def claim(self, key: UnitKey) -> "Buffer | Future[Buffer] | None":
-        """Return the unit, or what somebody else's decoding of it will give, or None: then the caller must settle it."""
+        """Return the unit, or what another thread's decoding will give, or None: then the caller must settle it."""
         with self._lock:
             unit = self._units.get(key)
             if unit is not None:
@@ -142,7 +142,7 @@ class ReadingEngine:
         unit = self.cache.get(_key(extent, stored))
         return None if unit is None else memoryview(unit)[stored.skip : stored.skip + extent.length]
 
-    def decode_if_ready(self, extent: Extent, ready: Callable[[int, int], bytes | None]) -> Buffer | None:
+    def decode_if_ready(self, extent: Extent, ready: Callable[[int, int], Buffer | None]) -> Buffer | None:
         """Return the bytes of one encoded extent, decoded here and now if its record is at hand."""
         stored = extent.stored
         assert stored is not None
@@ -294,12 +294,12 @@ ENGINE = ReadingEngine()
 """The engine of this process."""
 
 
-def ready_reader(source: ByteSource) -> Callable[[int, int], bytes | None]:
+def ready_reader(source: ByteSource) -> Callable[[int, int], Buffer | None]:
     """Return the source's ready-bytes path, or one that never has any."""
     return source.read_if_ready if isinstance(source, ReadyReader) else _never_ready
 
 
-def _never_ready(_offset: int, _length: int, /) -> bytes | None:
+def _never_ready(_offset: int, _length: int, /) -> Buffer | None:
     return None
 
 

@@ -27,39 +27,34 @@ def driver_named(name: str) -> FormatDriver:
     raise UnsupportedFeature(f"format {name!r} is not read; these are: {known}")
 
 
-def detect(window: ProbeWindow, name: str, others: Sequence[str] = ()) -> FormatDriver:
-    """Return the one driver whose format the image is; `name` is for messages, `others` are containers it could be.
+def detect(window: ProbeWindow, name: str, containers: Sequence[str] = ()) -> str:
+    """Return the name of the one format, or of the one container of `containers`, that the content is.
 
-    Raises UnknownFormat if none or more than one matches (the answer would be a guess), UnsupportedFeature if the
-    content is a format that is recognised and not read.
+    `name` is for messages. Raises UnknownFormat if none or more than one matches (the answer would be a guess),
+    UnsupportedFeature if the content is a format that is recognised and not read.
     """
     matches = [(driver.probe(window), driver) for driver in DRIVERS]
-    certain = [driver for match, driver in matches if match is Match.SIGNATURE]
     foreign = recognised_only(window)
-    names = [*others, *(driver.name for driver in certain), *foreign]
-    if names and window.head[:4] != b"" and _table_over_header(window, names):
+    names = [*containers, *(driver.name for match, driver in matches if match is Match.SIGNATURE), *foreign]
+    if names and _table_over_header(window, names):
         names.append("raw with a partition table")
     if len(names) > 1:
-        raise UnknownFormat(
-            f"{name}: it could be {' or '.join(names)}: say which with --format ({', '.join(d.name for d in DRIVERS)})"
-        )
-    if certain:
-        return certain[0]
+        raise UnknownFormat(f"{name}: it could be {' or '.join(names)}; say which it is with --format")
     if foreign:
         raise UnsupportedFeature(
             f"{name}: {foreign[0]} images are not read; if this is a raw disk that begins so, say --format raw"
         )
+    if names:
+        return names[0]
     for match, driver in matches:
         if match is Match.FALLBACK:
-            return driver
+            return driver.name
     raise UnknownFormat(f"{name}: the file is empty")
 
 
-def open_image(
-    source: ByteSource, related: RelatedFiles | None = None, *, format_name: str | None = None
-) -> DiskImage:
+def open_image(source: ByteSource, related: RelatedFiles | None = None, *, format_name: str | None = None) -> DiskImage:
     """Detect the format of `source`, or take the one named, and open it. The disk owns the source."""
-    driver = driver_named(format_name) if format_name else detect(ProbeWindow.of(source), source.name)
+    driver = driver_named(format_name or detect(ProbeWindow.of(source), source.name))
     return driver.open(source, related or NoRelatedFiles())
 
 
@@ -96,6 +91,6 @@ def _table_over_header(window: ProbeWindow, names: Sequence[str]) -> bool:
     A guest can write any header into the first bytes of its raw disk; a fixed VHD is the one format that keeps the
     guest's own first sector.
     """
-    if names == ["VHD"] or names == ["vhd"]:
+    if names == ["VHD"]:
         return False
     return any(window.head[offset : offset + len(magic)] == magic for offset, magic, _ in _TABLE_SIGNATURES)

@@ -5,9 +5,12 @@ A source is read-only, has a fixed size and no position, and may be shared betwe
 
 import bisect
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from diskfs_formats.errors import OutOfRange
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes that are only looked at: what needs no copy need not be `bytes`."""
 
 
 class ByteSource(Protocol):
@@ -45,7 +48,7 @@ class RangeReader(Protocol):
 class ReadyReader(Protocol):
     """Optional capability: bytes that are at hand, without waiting for a disk, a network or a lock held for long."""
 
-    def read_if_ready(self, offset: int, length: int, /) -> bytes | None:
+    def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
         """Return the bytes if no waiting is needed, else None; raises what read_at raises."""
         ...
 
@@ -74,7 +77,7 @@ def read_ranges(source: ByteSource, ranges: Sequence[tuple[int, int]]) -> list[b
     return [source.read_at(offset, length) for offset, length in ranges]
 
 
-def read_if_ready(source: ByteSource, offset: int, length: int) -> bytes | None:
+def read_if_ready(source: ByteSource, offset: int, length: int) -> Buffer | None:
     """Return bytes of `source` that need no waiting, or None, also where the source cannot tell."""
     return source.read_if_ready(offset, length) if isinstance(source, ReadyReader) else None
 
@@ -98,7 +101,7 @@ class MemorySource:
         require_range(self, offset, length)
         return self._data[offset : offset + length]
 
-    def read_if_ready(self, offset: int, length: int, /) -> bytes | None:
+    def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
         return self.read_at(offset, length)
 
     def close(self) -> None:
@@ -133,7 +136,7 @@ class SourceSlice:
             require_range(self, offset, length)
         return read_ranges(self._source, [(self._offset + offset, length) for offset, length in ranges])
 
-    def read_if_ready(self, offset: int, length: int, /) -> bytes | None:
+    def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
         require_range(self, offset, length)
         return self._ready(self._offset + offset, length) if self._ready else None
 
@@ -173,7 +176,7 @@ class ConcatenatedSource:
         require_range(self, offset, length)
         return b"".join(piece.read_at(start, count) for piece, start, count in self._spans(offset, length))
 
-    def read_if_ready(self, offset: int, length: int, /) -> bytes | None:
+    def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
         require_range(self, offset, length)
         parts = []
         for piece, start, count in self._spans(offset, length):

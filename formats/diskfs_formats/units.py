@@ -20,11 +20,9 @@ def check_units(image: MappedImage, rule: str) -> Iterator[Finding]:
 
     Reads each stored byte once. Ends with a finding that says so after MAX_FINDINGS.
     """
-    found = 0
-    for finding in _damaged(image, rule):
+    for count, finding in enumerate(_damaged(image, rule), 1):
         yield finding
-        found += 1
-        if found == MAX_FINDINGS:
+        if count == MAX_FINDINGS:
             yield Finding(rule, Severity.ERROR, f"{image.name}: over {MAX_FINDINGS} damaged units; stopped here")
             return
 

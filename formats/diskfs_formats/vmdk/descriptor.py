@@ -18,11 +18,11 @@ MAX_EXTENT_LINES = 4096
 NO_PARENT = 0xFFFFFFFF
 
 _EXTENT_LINE = re.compile(
-    r'^(?P<access>RW|RDONLY|NOACCESS)\s+(?P<sectors>\d{1,19})\s+(?P<type>[A-Z]+)'
+    r"^(?P<access>RW|RDONLY|NOACCESS)\s+(?P<sectors>\d{1,19})\s+(?P<type>[A-Z]+)"
     r'(?:\s+"(?P<name>[^"]*)"(?:\s+(?P<offset>\d{1,19}))?(?:\s+.*)?)?\s*$',
     re.IGNORECASE,
 )
-_KEY_LINE = re.compile(r'^(?P<key>[\w.]+)\s*=\s*(?P<value>.*?)\s*$')
+_KEY_LINE = re.compile(r"^(?P<key>[\w.]+)\s*=\s*(?P<value>.*?)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _extent_line(line: str, number: int, name: str) -> ExtentLine:
     if match is None:
         raise CorruptImage(
             f"{name}: descriptor line {number} is not an extent line: {printable(line, 80)!r}; expected "
-            "ACCESS SECTORS TYPE \"FILE\" [OFFSET]"
+            'ACCESS SECTORS TYPE "FILE" [OFFSET]'
         )
     return ExtentLine(
         access=match["access"].upper(),

@@ -15,7 +15,15 @@ from diskfs_formats.vmdk.descriptor import (
     is_descriptor,
     parse_descriptor,
 )
-from diskfs_formats.vmdk.header import GD_AT_END, MAGIC, SECTOR, UNFINISHED_MAGIC, SparseHeader, read_footer, read_header
+from diskfs_formats.vmdk.header import (
+    GD_AT_END,
+    MAGIC,
+    SECTOR,
+    UNFINISHED_MAGIC,
+    SparseHeader,
+    read_footer,
+    read_header,
+)
 from diskfs_formats.vmdk.sparse import SparseExtent
 
 COWD_MAGIC = b"COWD"
@@ -154,4 +162,3 @@ def _virtual_size(
         )
     )
     return header.capacity * SECTOR
-

@@ -15,10 +15,10 @@ from collections import OrderedDict
 from diskfs_formats.binary import EntryTable, align_up, read_entries
 from diskfs_formats.driver import ImageInfo
 from diskfs_formats.errors import CorruptImage, TruncatedImage
-from diskfs_formats.extents import Buffer, Extent, ExtentKind, Stored
+from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.inflate import InflateError, inflate_zlib
 from diskfs_formats.mapped import MappedImage
-from diskfs_formats.source import ByteSource
+from diskfs_formats.source import Buffer, ByteSource
 from diskfs_formats.vmdk.header import GD_AT_END, SECTOR, SparseHeader
 
 TABLES_KEPT = 4 << 20

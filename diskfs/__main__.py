@@ -1,0 +1,7 @@
+"""`python -m diskfs`."""
+
+import sys
+
+from diskfs.cli.main import main
+
+sys.exit(main())

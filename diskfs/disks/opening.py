@@ -1,0 +1,176 @@
+"""From a location to disks: a single image, or an appliance with several."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from diskfs_formats.ova import Appliance, ApplianceDisk, open_ova, open_ovf
+from diskfs_formats.ovf import is_ovf
+from diskfs_formats.partitions.table import PartitionTable, read_partition_table
+from diskfs_formats.tar import is_tar
+
+from diskfs.sources.file import FileSource
+from diskfs.sources.locate import FolderFiles, open_location
+from diskfs_formats.driver import DiskImage, FormatDriver, NoRelatedFiles, ProbeWindow, RelatedFiles
+from diskfs_formats.errors import DiskfsError, ImageError, UnknownFormat
+from diskfs_formats.findings import Finding
+from diskfs_formats.registry import detect, driver_named
+from diskfs_formats.source import ByteSource
+
+CONTAINERS = ("ova", "ovf")
+"""What `--format` takes besides the names of the drivers."""
+
+
+@dataclass
+class OpenedDisk:
+    """One disk of a source. `image` raises the error that opening it met, so that one bad disk hides no other."""
+
+    index: int
+    id: str
+    file_name: str
+    file_size: int
+    driver: FormatDriver | None = None
+    opened: DiskImage | None = None
+    error: DiskfsError | None = None
+    findings: tuple[Finding, ...] = ()
+    stored: ByteSource | None = None
+    related: RelatedFiles = field(default_factory=NoRelatedFiles)
+
+    @property
+    def image(self) -> DiskImage:
+        """The disk; raises the DiskfsError for which it could not be opened."""
+        if self.opened is None:
+            assert self.error is not None
+            raise self.error
+        return self.opened
+
+    @functools.cached_property
+    def partition_table(self) -> PartitionTable | None:
+        """The disk's partition table, read once; None if it has none."""
+        return read_partition_table(self.image)
+
+    def check(self) -> Iterator[Finding]:
+        """Examine every structure and stored unit of the image."""
+        if self.driver is None or self.stored is None:
+            raise self.error or ImageError(f"{self.file_name}: it cannot be opened")
+        yield from self.findings
+        yield from self.driver.check(self.stored, self.related)
+
+
+class OpenedSource:
+    """What a location holds: its disks and, for an appliance, its members. Close it when done."""
+
+    def __init__(
+        self, location: str, source: FileSource, disks: Sequence[OpenedDisk], appliance: Appliance | None
+    ) -> None:
+        self.location = location
+        self.disks = tuple(disks)
+        self.appliance = appliance
+        self._source = source
+
+    @property
+    def container(self) -> str | None:
+        """`ova`, `ovf`, or None for a single image."""
+        return self.appliance.container if self.appliance else None
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without its folder."""
+        return Path(self.location).name
+
+    @property
+    def status(self) -> os.stat_result:
+        """The file's status when it was opened."""
+        return self._source.status
+
+    @property
+    def members(self) -> Sequence[tuple[str, ByteSource]]:
+        """The files as they are: an appliance's members, or the image itself."""
+        return self.appliance.members if self.appliance else [(self.name, self._source)]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was noticed about the source as a whole."""
+        return self.appliance.findings if self.appliance else ()
+
+    def disk(self, index: int) -> OpenedDisk:
+        """Return one disk; raises UnknownFormat if the source has no such disk."""
+        if not 0 <= index < len(self.disks):
+            raise UnknownFormat(f"{self._source.name}: there is no disk {index}; it has {len(self.disks)}, from 0")
+        return self.disks[index]
+
+    def require_a_disk(self) -> None:
+        """Raise unless at least one disk could be opened: the first error, or that there is none."""
+        if not self.disks:
+            raise UnknownFormat(f"{self._source.name}: the appliance has no disk with a file")
+        if all(disk.error for disk in self.disks):
+            raise self.disks[0].error  # type: ignore[misc]  # all() has just seen it
+
+    def close(self) -> None:
+        """Close every disk and the file."""
+        for disk in self.disks:
+            if disk.opened is not None:
+                disk.opened.close()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_source(location: str, *, format_name: str | None = None) -> OpenedSource:
+    """Open a path: an appliance with all its disks, or one image.
+
+    `format_name` states the format instead of detecting it. Raises DiskfsError; a disk of an appliance that cannot
+    be opened keeps its error in its own place instead.
+    """
+    source = open_location(location)
+    try:
+        related = FolderFiles(Path(location).absolute().parent)
+        window = ProbeWindow.of(source)
+        name = format_name or detect(window, source.name, list(_containers(window)))
+        if name == "ova":
+            return _opened_appliance(location, source, open_ova(source))
+        if name == "ovf":
+            return _opened_appliance(location, source, open_ovf(source, related))
+        driver = driver_named(name)
+        disk = OpenedDisk(0, "", Path(location).name, source.size, driver, stored=source, related=related)
+        disk.opened = driver.open(source, related)
+        return OpenedSource(location, source, [disk], None)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _containers(window: ProbeWindow) -> Iterator[str]:
+    if is_tar(window.head):
+        yield "ova"
+    if is_ovf(window.head):
+        yield "ovf"
+
+
+def _opened_appliance(location: str, source: FileSource, appliance: Appliance) -> OpenedSource:
+    disks = [_opened_disk(disk) for disk in appliance.disks]
+    return OpenedSource(location, source, disks, appliance)
+
+
+def _opened_disk(described: ApplianceDisk) -> OpenedDisk:
+    disk = OpenedDisk(described.index, described.disk_id, described.file_name, 0)
+    with contextlib.ExitStack() as undo:
+        try:
+            disk.stored = stored = described.open()
+            undo.callback(stored.close)
+            disk.file_size = stored.size
+            disk.findings = described.findings
+            disk.driver = driver_named(detect(ProbeWindow.of(stored), stored.name))
+            disk.opened = disk.driver.open(stored, disk.related)
+            undo.pop_all()
+        except DiskfsError as error:
+            disk.error = error
+    return disk

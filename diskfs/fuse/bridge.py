@@ -1,0 +1,39 @@
+"""The only bridge between blocking reads and the event loop."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from diskfs_formats.reading import ready_reader
+from diskfs_formats.source import Buffer, ByteSource
+
+T = TypeVar("T")
+
+
+class Reader:
+    """Runs reads: at once where the bytes are ready, else in a thread, `limit` of them at a time.
+
+    A thread hop costs about as much as a whole FUSE round trip, so it is made only for reads that may wait. Threads
+    are not abandoned when a request is cancelled: unmounting waits for the reads that are under way.
+    """
+
+    def __init__(self, limit: int = 32) -> None:
+        self._limiter = trio.CapacityLimiter(limit)
+        self._slow = trio.CapacityLimiter(2)
+        self._ready: dict[int, Callable[[int, int], Buffer | None]] = {}
+
+    async def read_at(self, source: ByteSource, offset: int, length: int) -> Buffer:
+        """Return exactly `length` bytes; raises what the source raises."""
+        ready = self._ready.get(id(source))
+        if ready is None:
+            # Sources of a tree live as long as the mount, so their identities are not reused.
+            ready = self._ready[id(source)] = ready_reader(source)
+        data = ready(offset, length)
+        if data is not None:
+            return data
+        return await trio.to_thread.run_sync(source.read_at, offset, length, limiter=self._limiter)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run something that takes a while and is no read, apart from the reads."""
+        return await trio.to_thread.run_sync(work, limiter=self._slow)

@@ -1,0 +1,147 @@
+"""The life of a mount: opening the source, serving until a signal or an unmount, and going away cleanly."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from diskfs.disks.opening import OpenedSource, open_source
+from diskfs.errors import MountError
+from diskfs.fuse.bridge import Reader
+from diskfs.fuse.layout import build_tree
+from diskfs.fuse.operations import DiskfsOperations
+from diskfs_formats.text import printable
+
+log = logging.getLogger("diskfs.fuse")
+
+READAHEAD_KB = 1024
+"""The kernel's readahead window for cached reads. Its default of 128 KiB makes eight requests of what one can do; only
+root may change it."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount; `extra` are options for mount(8), as they are."""
+
+    format_name: str | None = None
+    allow_other: bool = False
+    extra: tuple[str, ...] = ()
+
+
+def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callable[[list[str]], None]) -> None:
+    """Open `location`, mount it, call `ready` with the warnings when the files are there, and serve until the end.
+
+    Returns after a clean unmount, by a signal or from outside. Raises DiskfsError if it cannot start. If serving
+    fails, the mountpoint is left behind dead, so that nobody takes the folder beneath it for the disk.
+    """
+    _refuse_own_source(location, mountpoint)
+    with open_source(location, format_name=options.format_name) as opened:
+        opened.require_a_disk()
+        warnings = [f"disk{disk.index}: {disk.error}" for disk in opened.disks if disk.error]
+        tree = build_tree(opened)
+        operations = DiskfsOperations(
+            tree, Reader(), status=opened.status, about={"source": opened.name, "mountpoint": str(mountpoint)}
+        )
+        # Nothing of ours may keep a folder busy, or lie under the mount itself.
+        os.chdir("/")
+        try:
+            pyfuse3.init(operations, str(mountpoint), _fuse_options(opened, options))
+        except RuntimeError as error:
+            raise MountError(
+                f"{printable(str(mountpoint))}: mounting failed ({error}); is /dev/fuse there and may you use it?"
+            ) from error
+        cleanly = False
+        try:
+            trio.run(_serve, mountpoint, lambda: ready(warnings))
+            cleanly = True
+        finally:
+            pyfuse3.close(unmount=cleanly)
+
+
+async def _serve(mountpoint: Path, ready: Callable[[], None]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal)
+        nursery.start_soon(_announce, mountpoint, ready)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal() -> None:
+    with trio.open_signal_receiver(*_SIGNALS) as received:
+        async for number in received:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            pyfuse3.terminate()
+            return
+
+
+async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
+    # Our own mount must be touched from a thread only: the event loop has to answer meanwhile.
+    await trio.to_thread.run_sync(_prepare_for_users, mountpoint, abandon_on_cancel=True)
+    ready()
+
+
+def _prepare_for_users(mountpoint: Path) -> None:
+    """Wait until the mount answers, and widen the kernel's readahead where that is permitted."""
+    try:
+        device = os.stat(mountpoint).st_dev  # noqa: PTH116 - a plain system call on our own mount
+    except OSError as error:
+        log.warning("the new mount does not answer: %s", error.strerror)
+        return
+    with contextlib.suppress(OSError):
+        bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        bdi.write_text(f"{READAHEAD_KB}\n")
+
+
+def _fuse_options(opened: OpenedSource, options: MountOptions) -> set[str]:
+    # /proc/mounts shows the name to every user: the file's own name, never where it lies.
+    shown = printable(opened.name, 100).replace(",", "_").replace("\\", "_") or "diskfs"
+    chosen = {"default_permissions", "ro", "nosuid", "nodev", "noatime", f"fsname={shown}", "subtype=diskfs"}
+    if options.allow_other:
+        chosen.add("allow_other")
+    return chosen | set(options.extra)
+
+
+def _refuse_own_source(location: str, mountpoint: Path) -> None:
+    source = Path(location).resolve()
+    if mountpoint == source or mountpoint in source.parents:
+        raise MountError(
+            f"{printable(location)} lies under the mountpoint {printable(str(mountpoint))}, which would hide it"
+        )
+
+
+def set_up_logging(handler: logging.Handler, *, verbose: bool = False) -> None:
+    """Send what the mount logs to `handler`, with control characters escaped."""
+    handler.setFormatter(_EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("diskfs")
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class _EscapingFormatter(logging.Formatter):
+    """Keeps the lines of a traceback apart and escapes everything else that is no plain character."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line, 2000) for line in super().format(record).split("\n"))
+
+
+def log_handler(log_file: Path | None, *, background: bool) -> logging.Handler:
+    """Return where a mount logs to: the file asked for, standard error, or the system's log once in the background."""
+    if log_file is not None:
+        return logging.FileHandler(log_file, encoding="utf-8")
+    if not background:
+        return logging.StreamHandler(sys.stderr)
+    if Path("/dev/log").exists():
+        from logging.handlers import SysLogHandler  # noqa: PLC0415 - it loads socket, which few mounts need
+
+        handler = SysLogHandler("/dev/log")
+        handler.ident = "diskfs: "
+        return handler
+    return logging.NullHandler()

@@ -1,0 +1,101 @@
+"""A source and its disks as the JSON that `info` prints and the mount shows (docs/schemas/info.schema.json)."""
+
+from pathlib import Path
+from typing import Any
+
+from diskfs_formats.partitions.table import PartitionTable
+
+from diskfs.disks.opening import OpenedDisk, OpenedSource
+from diskfs.disks.partitions import partition_slices
+from diskfs.guest.filesystems import identify_filesystem
+from diskfs_formats.errors import DiskfsError
+from diskfs_formats.findings import Finding
+
+
+def describe_source(opened: OpenedSource) -> dict[str, Any]:
+    """Describe a source and all its disks; reads partition tables and the starts of file systems."""
+    return {
+        "source": str(Path(opened.location)),
+        "container": opened.container,
+        "disks": [describe_disk(disk) for disk in opened.disks],
+        "findings": [describe_finding(finding) for finding in opened.findings],
+    }
+
+
+def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
+    """Describe one disk; one that could not be opened has its `error` and nothing that would be a guess."""
+    description: dict[str, Any] = {
+        "index": disk.index,
+        "id": disk.id,
+        "name": disk.file_name,
+        "format": disk.driver.name if disk.driver else None,
+        "variant": None,
+        "virtual_size": None,
+        "file_size": disk.file_size,
+        "sector_size": None,
+        "parent": None,
+        "partition_table": None,
+        "filesystem": None,
+        "findings": [describe_finding(finding) for finding in disk.findings],
+    }
+    if disk.opened is None:
+        description["error"] = str(disk.error)
+        return description
+    info = disk.opened.info
+    table, findings = _partition_table(disk)
+    description.update(
+        format=info.format,
+        variant=info.variant,
+        virtual_size=info.virtual_size,
+        sector_size=table.sector_size if table else info.sector_size,
+        unit_size=info.unit_size,
+        compressed=info.compressed,
+        partition_table=_describe_table(disk, table) if table else None,
+        filesystem=None if table else _filesystem(disk.opened),
+        findings=[describe_finding(finding) for finding in (*disk.findings, *info.findings, *findings)],
+    )
+    return description
+
+
+def describe_finding(finding: Finding) -> dict[str, str]:
+    """Describe one finding."""
+    return {
+        "rule": finding.rule,
+        "severity": finding.severity.value,
+        "message": finding.message,
+        "remedy": finding.remedy,
+    }
+
+
+def _partition_table(disk: OpenedDisk) -> tuple[PartitionTable | None, tuple[Finding, ...]]:
+    table = disk.partition_table
+    return table, table.findings if table else ()
+
+
+def _describe_table(disk: OpenedDisk, table: PartitionTable) -> dict[str, Any]:
+    slices = {partition.number: part for partition, part in partition_slices(disk.image, table, f"disk{disk.index}")}
+    return {
+        "scheme": table.scheme,
+        "sector_size": table.sector_size,
+        "id": table.disk_id,
+        "partitions": [
+            {
+                "number": partition.number,
+                "offset": partition.first_lba * table.sector_size,
+                "size": max(0, partition.last_lba + 1 - partition.first_lba) * table.sector_size,
+                "type": f"{partition.type_id:#04x}" if isinstance(partition.type_id, int) else str(partition.type_id),
+                "name": partition.name,
+                "bootable": partition.bootable,
+                "filesystem": _filesystem(slices[partition.number]) if partition.number in slices else None,
+            }
+            for partition in table.partitions
+        ],
+    }
+
+
+def _filesystem(source: Any) -> str | None:
+    try:
+        return identify_filesystem(source)
+    except DiskfsError:
+        # A damaged or missing unit at the start of a partition: what is there is unknown, and the rest is told.
+        return None

@@ -1,0 +1,216 @@
+"""Mountpoints as the system shows them: which are ours, which are dead, who keeps them busy, and taking them down.
+
+Needs neither trio nor pyfuse3, so that `umount` and `mounts` start at once.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diskfs.errors import MountError
+from diskfs_formats.text import printable
+
+FILE_SYSTEM_TYPE = "fuse.diskfs"
+STATUS_NAME = ".diskfs.json"
+"""A file of the root folder that is not listed: what the mount is, for `diskfs mounts` and `diskfs umount`."""
+ANSWER_TIMEOUT = 2.0
+"""Seconds after which a mount counts as one that does not answer."""
+EXIT_TIMEOUT = 30.0
+"""Seconds that unmounting waits for the daemon to end; it has at most a few reads to finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/self/mountinfo that is ours."""
+
+    mountpoint: Path
+    source: str
+    device: str
+
+
+def unescape(field: str) -> str:
+    """Undo the octal escapes of /proc (space, tab, newline, backslash)."""
+    raw = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), os.fsencode(field))
+    return os.fsdecode(raw)
+
+
+def mounts() -> list[Mount]:
+    """Return the mounts of diskfs that this process can see, oldest first."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        kind, source, *_ = rest.split(" ")
+        if kind == FILE_SYSTEM_TYPE:
+            parts = fields.split(" ")
+            found.append(Mount(Path(unescape(parts[4])), unescape(source), parts[2]))
+    return found
+
+
+def mount_at(mountpoint: Path) -> Mount | None:
+    """Return the topmost mount of diskfs at this path."""
+    return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
+
+
+def resolved(mountpoint: Path) -> Path:
+    """Return the absolute path without touching the last component, which may be a dead mount."""
+    absolute = mountpoint.absolute()
+    if absolute.name in {"", ".."}:
+        return absolute.resolve()
+    return absolute.parent.resolve() / absolute.name
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Tell whether the daemon behind a mount is gone."""
+    try:
+        os.stat(mountpoint)  # noqa: PTH116 - the error number is what is asked for
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def read_status(mount: Mount) -> dict[str, Any] | None:
+    """Return the mount's own account of itself; None if it is dead, does not answer, or does not let us look."""
+    answer: list[dict[str, Any]] = []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            answer.append(json.loads((mount.mountpoint / STATUS_NAME).read_bytes()))
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    asker.join(ANSWER_TIMEOUT)
+    return answer[0] if answer else None
+
+
+def state(mount: Mount) -> str:
+    """Return `active`, `stale` (the daemon is gone) or `hidden` (it belongs to another user)."""
+    try:
+        os.stat(mount.mountpoint)  # noqa: PTH116 - the error number is what is asked for
+    except OSError as error:
+        return "hidden" if error.errno == errno.EACCES else "stale"
+    return "active"
+
+
+def prepare(mountpoint: Path) -> Path:
+    """Return the mountpoint's resolved path, repaired if a dead mount of ours lies on it.
+
+    Raises MountError unless it is then an empty folder.
+    """
+    shown = printable(str(mountpoint))
+    path = resolved(mountpoint)
+    if is_dead(path):
+        if mount_at(path) is None:
+            raise MountError(f"{shown}: a dead mount of another file system lies on it; unmount that first")
+        while is_dead(path) and mount_at(path) is not None:
+            take_down(path, lazily_if_busy=True)
+    try:
+        names = os.listdir(path)  # noqa: PTH208 - only the first name matters, and errors are told apart
+    except FileNotFoundError as error:
+        raise MountError(f"{shown}: there is no such folder; create it first") from error
+    except NotADirectoryError as error:
+        raise MountError(f"{shown}: it is not a folder") from error
+    except OSError as error:
+        raise MountError(f"{shown}: it cannot be read: {error.strerror}") from error
+    if mount := mount_at(path):
+        raise MountError(f"{shown}: {printable(mount.source)} is mounted there already; diskfs umount {shown}")
+    if names:
+        raise MountError(f"{shown}: the folder is not empty; files under a mount would be hidden")
+    return path.resolve()
+
+
+def take_down(mountpoint: Path, *, lazily_if_busy: bool = False) -> None:
+    """Unmount; raises MountError with the holders if the mount is busy."""
+    result = _fusermount(mountpoint)
+    if result.returncode and lazily_if_busy:
+        result = _fusermount(mountpoint, "-z")
+    if result.returncode:
+        who = list(holders(mountpoint))
+        busy = f"; kept busy by {', '.join(who)}" if who else ""
+        reason = printable(result.stderr.strip().splitlines()[-1] if result.stderr.strip() else "unknown reason")
+        raise MountError(f"{printable(str(mountpoint))}: it cannot be unmounted: {reason}{busy}")
+
+
+def _fusermount(mountpoint: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            ["fusermount3", "-u", *options, "--", str(mountpoint)],
+            capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise MountError("fusermount3 is not installed; install the package fuse3") from error
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount a mount of ours, active or stale, and wait until its daemon has ended; raises MountError."""
+    path = resolved(mountpoint)
+    mount = mount_at(path) or mount_at(path.resolve() if not is_dead(path) else path)
+    if mount is None:
+        raise MountError(f"{printable(str(mountpoint))}: no diskfs mount is there")
+    status = None if is_dead(mount.mountpoint) else read_status(mount)
+    take_down(mount.mountpoint)
+    if status and isinstance(status.get("pid"), int):
+        _wait_for_exit(status["pid"])
+
+
+def _wait_for_exit(pid: int) -> None:
+    """Wait for a process that is not our child, without polling where the kernel can tell."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        import select  # noqa: PLC0415 - needed here alone
+
+        select.select([handle], [], [], EXIT_TIMEOUT)
+    finally:
+        os.close(handle)
+
+
+def holders(mountpoint: Path) -> Iterator[str]:
+    """Yield who keeps files under the mountpoint in use: loop devices, then processes, as far as we may see."""
+    prefix = str(mountpoint) + "/"
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            name = unescape(backing.read_text(errors="surrogateescape").rstrip("\n")).removesuffix(" (deleted)")
+            if name.startswith(prefix):
+                yield f"/dev/{backing.parts[-3]} ({printable(name)})"
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(_leads_inside(link, str(mountpoint), prefix) for link in _links(process)):
+                command = printable((process / "comm").read_text(errors="replace").strip(), 40)
+                yield f"process {process.name} ({command})"
+
+
+def _links(process: Path) -> Iterator[Path]:
+    yield process / "cwd"
+    yield process / "root"
+    with contextlib.suppress(OSError):
+        yield from (process / "fd").iterdir()
+
+
+def _leads_inside(link: Path, mountpoint: str, prefix: str) -> bool:
+    try:
+        target = os.readlink(link)  # noqa: PTH115 - a string is compared, and it need not be a path
+    except OSError:
+        return False
+    return target == mountpoint or target.startswith(prefix)
+
+
+def wait_until_gone(mountpoint: Path, timeout: float = EXIT_TIMEOUT) -> bool:
+    """Wait until nothing of ours is mounted at the path."""
+    deadline = time.monotonic() + timeout
+    while mount_at(mountpoint) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
