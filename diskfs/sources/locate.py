@@ -1,10 +1,12 @@
 """From what a user typed to a source, and to the files beside it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from diskfs.errors import SourceError, SourceNotFound
 from diskfs.sources.file import FileSource, open_beside, open_file
+from diskfs_formats.driver import DiskImage
 from diskfs_formats.errors import ParentUnavailable, UnsafeReference, UnsupportedFeature
 from diskfs_formats.text import printable
 
@@ -37,6 +39,10 @@ class FolderFiles:
             ) from error
         except SourceError as error:
             raise UnsafeReference(str(error)) from error
+
+    def open_parent(self, file_names: Sequence[str], format_name: str | None, /) -> DiskImage:  # noqa: ARG002
+        wanted = " or ".join(repr(printable(name)) for name in file_names) or "a file that it does not name"
+        raise UnsupportedFeature(f"the image is a child of {wanted}; chains of images are not read yet")
 
 
 def require_bare_name(file_name: str) -> None:

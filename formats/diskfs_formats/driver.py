@@ -1,7 +1,7 @@
 """What a disk format is to the rest of diskfs: detection, opening, checking, and the disk that comes out."""
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,6 +9,7 @@ from diskfs_formats.errors import ParentUnavailable
 from diskfs_formats.extents import Extent
 from diskfs_formats.findings import Finding
 from diskfs_formats.source import ByteSource
+from diskfs_formats.text import printable
 
 HEAD_SIZE = 65536
 """Bytes from the start that detection sees: enough for every signature and for a text descriptor's first lines."""
@@ -77,12 +78,25 @@ class RelatedFiles(Protocol):
         """Open the file; raises UnsafeReference for anything but a bare name, ParentUnavailable if it is missing."""
         ...
 
+    def open_parent(self, file_names: Sequence[str], format_name: str | None, /) -> DiskImage:
+        """Open the parent disk: the file that the user named for it, else the first of `file_names` that is there.
+
+        `format_name` is the parent's format, None to detect it. Raises ParentUnavailable with the places that were
+        looked at, UnsafeReference for anything but bare names, CorruptImage for a chain that is too long or closes
+        on itself. The caller checks that the parent is the right one.
+        """
+        ...
+
 
 class NoRelatedFiles:
     """For images that must stand alone."""
 
     def open(self, file_name: str, /) -> ByteSource:
-        raise ParentUnavailable(f"the image refers to {file_name!r}, and no other file may be opened here")
+        raise ParentUnavailable(f"the image refers to {printable(file_name)!r}, and no other file may be opened here")
+
+    def open_parent(self, file_names: Sequence[str], format_name: str | None, /) -> DiskImage:  # noqa: ARG002
+        wanted = " or ".join(repr(printable(name)) for name in file_names) or "a file that it does not name"
+        raise ParentUnavailable(f"the image needs its parent, {wanted}, and no other file may be opened here")
 
 
 class FormatDriver(Protocol):

@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 
-from diskfs_formats.driver import ImageInfo
-from diskfs_formats.extents import Extent, clipped, coalesced
+from diskfs_formats.driver import DiskImage, ImageInfo
+from diskfs_formats.extents import Extent, ExtentKind, clipped, coalesced
 from diskfs_formats.reading import ENGINE, ready_reader, zeroes
 from diskfs_formats.source import Buffer, ByteSource, require_range
 
@@ -13,13 +13,21 @@ READY_LIMIT = 1 << 20
 
 
 class MappedImage(ABC):
-    """A disk that knows where each of its bytes is. Thread-safe if `lookup` is."""
+    """A disk that knows where each of its bytes is. Thread-safe if `lookup` is.
 
-    def __init__(self, name: str, info: ImageInfo, sources: Iterable[ByteSource]) -> None:
+    What this layer does not have (a HOLE) comes from `parent`, at the same offset; past the parent's end it stays a
+    HOLE. Closing the disk closes its sources and its parent.
+    """
+
+    def __init__(
+        self, name: str, info: ImageInfo, sources: Iterable[ByteSource], parent: DiskImage | None = None
+    ) -> None:
         self._name = name
         self._info = info
         self._size = info.virtual_size
         self._sources = tuple(sources)
+        self._parent = parent
+        self._parent_ready = ready_reader(parent) if parent is not None else None
         self._ready = {id(source): ready_reader(source) for source in self._sources}
 
     @property
@@ -33,6 +41,11 @@ class MappedImage(ABC):
     @property
     def info(self) -> ImageInfo:
         return self._info
+
+    @property
+    def parent(self) -> DiskImage | None:
+        """The disk below this one in a chain."""
+        return self._parent
 
     @abstractmethod
     def lookup(self, offset: int, /) -> Extent:
@@ -68,7 +81,13 @@ class MappedImage(ABC):
             extent = clipped(extent, offset, end)
             stored = extent.stored
             if stored is None:
-                parts.extend(zeroes(extent.length))
+                if extent.kind is ExtentKind.ZERO or self._parent is None:
+                    parts.extend(zeroes(extent.length))
+                else:
+                    below = self._parent_if_ready(extent)
+                    if below is None:
+                        return None
+                    parts.extend(below)
             elif stored.decode is None:
                 data = self._ready_of(stored.source)(stored.offset, extent.length)
                 if data is None:
@@ -88,16 +107,41 @@ class MappedImage(ABC):
             offset = extent.end
         return b"".join(parts)
 
+    def _parent_if_ready(self, hole: Extent) -> list[Buffer] | None:
+        assert self._parent is not None
+        assert self._parent_ready is not None
+        inside = min(hole.end, self._parent.size) - hole.offset
+        if inside <= 0:
+            return list(zeroes(hole.length))
+        data = self._parent_ready(hole.offset, inside)
+        return None if data is None else [data, *zeroes(hole.length - inside)]
+
     def _ready_of(self, source: ByteSource) -> Callable[[int, int], Buffer | None]:
         return self._ready.get(id(source)) or ready_reader(source)
 
     def _walk(self, offset: int, end: int) -> Iterator[Extent]:
         while offset < end:
             extent = clipped(self.lookup(offset), offset, end)
-            yield extent
+            if extent.kind is ExtentKind.HOLE and self._parent is not None:
+                yield from self._below(extent)
+            else:
+                yield extent
             offset = extent.end
+
+    def _below(self, hole: Extent) -> Iterator[Extent]:
+        """Yield what the parent has where this layer has nothing."""
+        assert self._parent is not None
+        inside = min(hole.end, self._parent.size) - hole.offset
+        if inside > 0:
+            for extent in self._parent.extents(hole.offset, inside):
+                yield Extent(extent.offset, extent.length, extent.kind, extent.stored, extent.depth + 1)
+        if inside < hole.length:
+            start = hole.offset + max(inside, 0)
+            yield Extent(start, hole.end - start, ExtentKind.HOLE, None, hole.depth)
 
     def close(self) -> None:
         for source in self._sources:
             ENGINE.cache.forget(source)
             source.close()
+        if self._parent is not None:
+            self._parent.close()
