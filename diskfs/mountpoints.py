@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from diskfs_formats.text import printable
 FILE_SYSTEM_TYPE = "fuse.diskfs"
 STATUS_NAME = ".diskfs.json"
 """A file of the root folder that is not listed: what the mount is, for `diskfs mounts` and `diskfs umount`."""
+_DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 ANSWER_TIMEOUT = 2.0
 """Seconds after which a mount counts as one that does not answer."""
 EXIT_TIMEOUT = 30.0
@@ -69,12 +69,17 @@ def resolved(mountpoint: Path) -> Path:
 
 
 def is_dead(mountpoint: Path) -> bool:
-    """Tell whether the daemon behind a mount is gone."""
+    """Tell whether the daemon behind a mount is gone; waits for one that is just being killed."""
+    return _probe(mountpoint) in _DEAD
+
+
+def _probe(mountpoint: Path) -> int:
+    """Return 0 or the errno of a request that no cache of the kernel can answer."""
     try:
-        os.stat(mountpoint)  # noqa: PTH116 - the error number is what is asked for
+        os.statvfs(mountpoint)
     except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        return error.errno or errno.EIO
+    return 0
 
 
 def read_status(mount: Mount) -> dict[str, Any] | None:
@@ -92,12 +97,14 @@ def read_status(mount: Mount) -> dict[str, Any] | None:
 
 
 def state(mount: Mount) -> str:
-    """Return `active`, `stale` (the daemon is gone) or `hidden` (it belongs to another user)."""
-    try:
-        os.stat(mount.mountpoint)  # noqa: PTH116 - the error number is what is asked for
-    except OSError as error:
-        return "hidden" if error.errno == errno.EACCES else "stale"
-    return "active"
+    """Return `active`, `stale` (the daemon is gone), `hidden` (it is another user's) or `silent` (no answer)."""
+    answer: list[int] = []
+    asker = threading.Thread(target=lambda: answer.append(_probe(mount.mountpoint)), daemon=True)
+    asker.start()
+    asker.join(ANSWER_TIMEOUT)
+    if not answer:
+        return "silent"
+    return {0: "active", errno.EACCES: "hidden"}.get(answer[0], "stale")
 
 
 def prepare(mountpoint: Path) -> Path:
@@ -107,11 +114,10 @@ def prepare(mountpoint: Path) -> Path:
     """
     shown = printable(str(mountpoint))
     path = resolved(mountpoint)
-    if is_dead(path):
+    while is_dead(path):
         if mount_at(path) is None:
             raise MountError(f"{shown}: a dead mount of another file system lies on it; unmount that first")
-        while is_dead(path) and mount_at(path) is not None:
-            take_down(path, lazily_if_busy=True)
+        take_down(path, lazily_if_busy=True)
     try:
         names = os.listdir(path)  # noqa: PTH208 - only the first name matters, and errors are told apart
     except FileNotFoundError as error:
@@ -204,13 +210,3 @@ def _leads_inside(link: Path, mountpoint: str, prefix: str) -> bool:
     except OSError:
         return False
     return target == mountpoint or target.startswith(prefix)
-
-
-def wait_until_gone(mountpoint: Path, timeout: float = EXIT_TIMEOUT) -> bool:
-    """Wait until nothing of ours is mounted at the path."""
-    deadline = time.monotonic() + timeout
-    while mount_at(mountpoint) is not None:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True

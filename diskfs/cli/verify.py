@@ -54,7 +54,8 @@ def _findings(opened: "OpenedSource") -> "Iterator[tuple[str, Finding]]":
         try:
             for finding in disk.check():
                 yield place, finding
-            for finding in disk.partition_table.findings if disk.opened and disk.partition_table else ():
-                yield place, finding
+            if disk.opened is not None:
+                for finding in disk.partitions[1]:
+                    yield place, finding
         except DiskfsError as error:
             yield place, Finding("unreadable", Severity.ERROR, str(error))

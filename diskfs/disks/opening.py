@@ -6,18 +6,19 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from diskfs_formats.ova import Appliance, ApplianceDisk, open_ova, open_ovf
-from diskfs_formats.ovf import is_ovf
-from diskfs_formats.partitions.table import PartitionTable, read_partition_table
+from diskfs_formats.partitions import PartitionTable, read_partition_table
 from diskfs_formats.tar import is_tar
+
+if TYPE_CHECKING:
+    from diskfs_formats.ova import Appliance, ApplianceDisk
 
 from diskfs.sources.file import FileSource
 from diskfs.sources.locate import FolderFiles, open_location
 from diskfs_formats.driver import DiskImage, FormatDriver, NoRelatedFiles, ProbeWindow, RelatedFiles
 from diskfs_formats.errors import DiskfsError, ImageError, UnknownFormat
-from diskfs_formats.findings import Finding
+from diskfs_formats.findings import Finding, Severity
 from diskfs_formats.registry import detect, driver_named
 from diskfs_formats.source import ByteSource
 
@@ -50,8 +51,17 @@ class OpenedDisk:
 
     @functools.cached_property
     def partition_table(self) -> PartitionTable | None:
-        """The disk's partition table, read once; None if it has none."""
+        """The disk's partition table, read once; None if it has none. Raises what reading the first sector raises."""
         return read_partition_table(self.image)
+
+    @functools.cached_property
+    def partitions(self) -> tuple[PartitionTable | None, tuple[Finding, ...]]:
+        """The partition table and what was noticed about it; a first sector that cannot be read is a finding."""
+        try:
+            table = self.partition_table
+        except DiskfsError as error:
+            return None, (Finding("partition-table-unreadable", Severity.ERROR, str(error), "run diskfs verify"),)
+        return table, table.findings if table else ()
 
     def check(self) -> Iterator[Finding]:
         """Examine every structure and stored unit of the image."""
@@ -65,7 +75,7 @@ class OpenedSource:
     """What a location holds: its disks and, for an appliance, its members. Close it when done."""
 
     def __init__(
-        self, location: str, source: FileSource, disks: Sequence[OpenedDisk], appliance: Appliance | None
+        self, location: str, source: FileSource, disks: Sequence[OpenedDisk], appliance: "Appliance | None"
     ) -> None:
         self.location = location
         self.disks = tuple(disks)
@@ -135,10 +145,8 @@ def open_source(location: str, *, format_name: str | None = None) -> OpenedSourc
         related = FolderFiles(Path(location).absolute().parent)
         window = ProbeWindow.of(source)
         name = format_name or detect(window, source.name, list(_containers(window)))
-        if name == "ova":
-            return _opened_appliance(location, source, open_ova(source))
-        if name == "ovf":
-            return _opened_appliance(location, source, open_ovf(source, related))
+        if name in CONTAINERS:
+            return _opened_appliance(location, source, related, name)
         driver = driver_named(name)
         disk = OpenedDisk(0, "", Path(location).name, source.size, driver, stored=source, related=related)
         disk.opened = driver.open(source, related)
@@ -151,23 +159,29 @@ def open_source(location: str, *, format_name: str | None = None) -> OpenedSourc
 def _containers(window: ProbeWindow) -> Iterator[str]:
     if is_tar(window.head):
         yield "ova"
-    if is_ovf(window.head):
+    head = window.head[:4096]
+    # The start tag of the root element, in UTF-8 or UTF-16; the namespace tells an OVF from other XML.
+    text = head.replace(b"\0", b"")
+    if text.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").startswith(b"<") and b"Envelope" in text and b"/ovf/" in text:
         yield "ovf"
 
 
-def _opened_appliance(location: str, source: FileSource, appliance: Appliance) -> OpenedSource:
+def _opened_appliance(location: str, source: FileSource, related: RelatedFiles, container: str) -> OpenedSource:
+    # Loaded here: the XML parser is slow to load, and a single image needs none of it.
+    from diskfs_formats.ova import open_ova, open_ovf  # noqa: PLC0415
+
+    appliance = open_ova(source) if container == "ova" else open_ovf(source, related)
     disks = [_opened_disk(disk) for disk in appliance.disks]
     return OpenedSource(location, source, disks, appliance)
 
 
-def _opened_disk(described: ApplianceDisk) -> OpenedDisk:
+def _opened_disk(described: "ApplianceDisk") -> OpenedDisk:
     disk = OpenedDisk(described.index, described.disk_id, described.file_name, 0)
     with contextlib.ExitStack() as undo:
         try:
             disk.stored = stored = described.open()
             undo.callback(stored.close)
             disk.file_size = stored.size
-            disk.findings = described.findings
             disk.driver = driver_named(detect(ProbeWindow.of(stored), stored.name))
             disk.opened = disk.driver.open(stored, disk.related)
             undo.pop_all()

@@ -46,8 +46,9 @@ def _disk_entries(opened: OpenedSource, disk: OpenedDisk) -> Iterable[Entry]:
     text = json.dumps(description, indent=2, ensure_ascii=True) + "\n"
     if disk.opened is not None:
         yield _file(f"{name}.raw", disk.opened)
-        if disk.partition_table is not None:
-            for partition, part in partition_slices(disk.opened, disk.partition_table, name):
+        table, _ = disk.partitions
+        if table is not None:
+            for partition, part in partition_slices(disk.opened, table, name):
                 yield _file(f"{name}p{partition.number}.raw", part)
     yield File(f"{name}.json", MemorySource(text.encode(), f"{name}.json"))
 

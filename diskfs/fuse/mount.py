@@ -17,6 +17,7 @@ from diskfs.errors import MountError
 from diskfs.fuse.bridge import Reader
 from diskfs.fuse.layout import build_tree
 from diskfs.fuse.operations import DiskfsOperations
+from diskfs.fuse.session_gate import fuse_descriptors, run_session
 from diskfs_formats.text import printable
 
 log = logging.getLogger("diskfs.fuse")
@@ -52,6 +53,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
         )
         # Nothing of ours may keep a folder busy, or lie under the mount itself.
         os.chdir("/")
+        before = fuse_descriptors()
         try:
             pyfuse3.init(operations, str(mountpoint), _fuse_options(opened, options))
         except RuntimeError as error:
@@ -60,17 +62,17 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
             ) from error
         cleanly = False
         try:
-            trio.run(_serve, mountpoint, lambda: ready(warnings))
+            trio.run(_serve, mountpoint, fuse_descriptors() - before, lambda: ready(warnings))
             cleanly = True
         finally:
             pyfuse3.close(unmount=cleanly)
 
 
-async def _serve(mountpoint: Path, ready: Callable[[], None]) -> None:
+async def _serve(mountpoint: Path, descriptors: set[int], ready: Callable[[], None]) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal)
         nursery.start_soon(_announce, mountpoint, ready)
-        await pyfuse3.main()
+        await run_session(descriptors)
         nursery.cancel_scope.cancel()
 
 

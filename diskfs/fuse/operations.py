@@ -26,8 +26,9 @@ log = logging.getLogger("diskfs.fuse")
 
 _STATUS_INODE = (1 << 63) - 1
 _STATUS_SIZE = 4096
-_FOREVER = 24 * 3600.0
-"""Seconds for which the kernel may keep names and attributes: nothing of the tree ever changes."""
+_KEPT = 1.0
+"""Seconds for which the kernel may keep names and attributes. Nothing of the tree ever changes, but what the kernel
+answers by itself hides that the daemon has died; that must show soon, and for folders at once."""
 _BLOCK_SIZE = 4096
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND | os.O_CREAT
 _LOG_AGAIN_AFTER = 60.0
@@ -245,7 +246,7 @@ class DiskfsOperations(pyfuse3.Operations):
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = InodeT(inode)
         attributes.generation = 0
-        attributes.entry_timeout = attributes.attr_timeout = _FOREVER
+        attributes.entry_timeout = attributes.attr_timeout = 0.0 if stat.S_ISDIR(mode) else _KEPT
         attributes.st_mode = pyfuse3.ModeT(mode)
         attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
         attributes.st_uid = os.getuid()

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from diskfs_formats.partitions.table import PartitionTable
+from diskfs_formats.partitions import PartitionTable
+from diskfs_formats.source import ByteSource
 
 from diskfs.disks.opening import OpenedDisk, OpenedSource
 from diskfs.disks.partitions import partition_slices
@@ -42,7 +43,7 @@ def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
         description["error"] = str(disk.error)
         return description
     info = disk.opened.info
-    table, findings = _partition_table(disk)
+    table, findings = disk.partitions
     description.update(
         format=info.format,
         variant=info.variant,
@@ -51,7 +52,7 @@ def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
         unit_size=info.unit_size,
         compressed=info.compressed,
         partition_table=_describe_table(disk, table) if table else None,
-        filesystem=None if table else _filesystem(disk.opened),
+        filesystem=None if table or findings else _filesystem(disk.opened),
         findings=[describe_finding(finding) for finding in (*disk.findings, *info.findings, *findings)],
     )
     return description
@@ -65,11 +66,6 @@ def describe_finding(finding: Finding) -> dict[str, str]:
         "message": finding.message,
         "remedy": finding.remedy,
     }
-
-
-def _partition_table(disk: OpenedDisk) -> tuple[PartitionTable | None, tuple[Finding, ...]]:
-    table = disk.partition_table
-    return table, table.findings if table else ()
 
 
 def _describe_table(disk: OpenedDisk, table: PartitionTable) -> dict[str, Any]:
@@ -93,7 +89,7 @@ def _describe_table(disk: OpenedDisk, table: PartitionTable) -> dict[str, Any]:
     }
 
 
-def _filesystem(source: Any) -> str | None:
+def _filesystem(source: ByteSource) -> str | None:
     try:
         return identify_filesystem(source)
     except DiskfsError:

@@ -1,0 +1,103 @@
+"""Waiting for the kernel's next request, without the event loop while requests keep coming.
+
+pyfuse3 lets its worker tasks take turns: for every request a lock is handed over, the descriptor is registered with
+epoll, and the scheduler runs twice. That costs more than answering a read whose bytes are ready. The gate replaces
+that turn-taking, and nothing else: a worker that finds another request waiting takes it at once, and the other
+workers sleep until one has to wait for a thread. See docs/decisions/0004-session-gate.md.
+"""
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+import pyfuse3
+import trio
+
+WORKERS = 48
+"""Requests in flight: more than the threads that read, so that those that are ready overtake those that wait."""
+LONGEST_TURN = 0.005
+"""Seconds after which a worker lets timers, signals and finished threads have their turn."""
+REPLACED = "_wait_fuse_readable"
+"""The function of pyfuse3 that each worker awaits before it receives a request; true means there is one."""
+
+
+class SessionGate:
+    """Decides which worker receives the next request. For one mount, on the event loop only."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        self._poll = poller.poll
+        self._clock = time.monotonic
+        self._watched = False
+        self._closed = False
+        self._sleeping: list[trio.lowlevel.Task] = []
+        self._woken = False
+        self._turn_ends = 0.0
+
+    async def wait(self) -> bool:
+        """Return True when a request is there for the calling worker, False when the session is over."""
+        if self._clock() > self._turn_ends:
+            await trio.lowlevel.checkpoint()
+            self._turn_ends = self._clock() + LONGEST_TURN
+        while self._watched:
+            await self._sleep()
+        if self._closed:
+            self._wake_another()
+            return False
+        if not self._poll(0):
+            self._watched = True
+            try:
+                await trio.lowlevel.wait_readable(self._descriptor)
+            except trio.ClosedResourceError:
+                self._closed = True
+            finally:
+                self._watched = False
+            self._turn_ends = self._clock() + LONGEST_TURN
+        # The next worker runs as soon as this one has to wait, and finds its turn free.
+        self._wake_another()
+        return not self._closed
+
+    async def _sleep(self) -> None:
+        task = trio.lowlevel.current_task()
+        self._sleeping.append(task)
+
+        def cancelled(_raise_cancel: Callable[[], None]) -> trio.lowlevel.Abort:
+            self._sleeping.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(cancelled)
+        self._woken = False
+
+    def _wake_another(self) -> None:
+        if self._sleeping and not self._woken:
+            self._woken = True
+            trio.lowlevel.reschedule(self._sleeping.pop())
+
+
+def fuse_descriptors() -> set[int]:
+    """Return this process's open descriptors of /dev/fuse."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                found.add(int(name))
+        except OSError:
+            continue
+    return found
+
+
+async def run_session(descriptors: set[int]) -> None:
+    """Serve requests until the session ends. `descriptors` are those of the mount: one, unless /proc is not there."""
+    original = getattr(pyfuse3, REPLACED, None)
+    if original is None or len(descriptors) != 1 or os.environ.get("NOGATE"):
+        await pyfuse3.main()
+        return
+    gate = SessionGate(descriptors.pop())
+    setattr(pyfuse3, REPLACED, gate.wait)
+    try:
+        await pyfuse3.main(min_tasks=1, max_tasks=WORKERS)
+    finally:
+        setattr(pyfuse3, REPLACED, original)
