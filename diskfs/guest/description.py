@@ -52,7 +52,7 @@ def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
         unit_size=info.unit_size,
         compressed=info.compressed,
         partition_table=_describe_table(disk, table) if table else None,
-        filesystem=None if table or findings else _filesystem(disk.opened),
+        filesystem=None if table and table.partitions else _filesystem(disk.opened),
         findings=[describe_finding(finding) for finding in (*disk.findings, *info.findings, *findings)],
     )
     return description
@@ -77,9 +77,9 @@ def _describe_table(disk: OpenedDisk, table: PartitionTable) -> dict[str, Any]:
         "partitions": [
             {
                 "number": partition.number,
-                "offset": partition.first_lba * table.sector_size,
-                "size": max(0, partition.last_lba + 1 - partition.first_lba) * table.sector_size,
-                "type": f"{partition.type_id:#04x}" if isinstance(partition.type_id, int) else str(partition.type_id),
+                "offset": partition.offset,
+                "size": partition.size,
+                "type": partition.type_text,
                 "name": partition.name,
                 "bootable": partition.bootable,
                 "filesystem": _filesystem(slices[partition.number]) if partition.number in slices else None,

@@ -6,7 +6,7 @@ file system's own header: little-endian unless said otherwise.
 
 from collections.abc import Callable
 
-from construct import Bytes, Int8ul, Int16ul, Int32ub, Int32ul, Int64ul, Padding, Struct
+from construct import Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Padding, Struct
 
 from diskfs_formats.binary import is_power_of_two
 from diskfs_formats.source import ByteSource, read_ranges
@@ -72,15 +72,11 @@ MD_SUPERBLOCK_1 = Struct(
     "super_offset" / Int64ul,
 )
 assert MD_SUPERBLOCK_1.sizeof() == 152
-# In the byte order of the machine that wrote it.
-MD_SUPERBLOCK_0 = {
-    "little": Struct("md_magic" / Int32ul, "major_version" / Int32ul, "minor_version" / Int32ul),
-    "big": Struct("md_magic" / Int32ub, "major_version" / Int32ub, "minor_version" / Int32ub),
-}
-MD_SUPERBLOCK_0_SIZE = 12
 MD_MAGIC = 0xA92B4EFC
 MD_RESERVED = 64 << 10
 """Bytes at the end of a member that metadata 0.90 keeps for itself, in units of as many."""
+# md_magic and major_version of metadata 0.90, in the byte order of the machine that wrote them.
+MD_0_SIGNATURES = frozenset({MD_MAGIC.to_bytes(4, "little") + bytes(4), MD_MAGIC.to_bytes(4, "big") + bytes(4)})
 
 SWAP_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 SWAP_MAGICS = frozenset({b"SWAPSPACE2", b"SWAP-SPACE"})
@@ -216,16 +212,8 @@ def _is_raid_member(source: ByteSource, head: bytes) -> bool:
     if offset_0 < 0:
         return False
     offset_1 = source.size // 4096 * 4096 - 8192
-    ranges = [(offset_0, MD_SUPERBLOCK_0_SIZE), (offset_1, MD_SUPERBLOCK_1.sizeof())]
-    superblock_0, superblock_1 = read_ranges(source, ranges)
-    return _is_md_superblock_0(superblock_0) or _is_md_superblock_1(superblock_1, offset_1)
-
-
-def _is_md_superblock_0(data: bytes) -> bool:
-    parsed = [structure.parse(data) for structure in MD_SUPERBLOCK_0.values()]
-    return any(
-        one.md_magic == MD_MAGIC and (one.major_version, one.minor_version) in {(0, 90), (0, 91)} for one in parsed
-    )
+    superblock_0, superblock_1 = read_ranges(source, [(offset_0, 8), (offset_1, MD_SUPERBLOCK_1.sizeof())])
+    return superblock_0 in MD_0_SIGNATURES or _is_md_superblock_1(superblock_1, offset_1)
 
 
 def _is_md_superblock_1(data: bytes, offset: int) -> bool:

@@ -111,7 +111,7 @@ def use_mount(root: Path, outcome: dict[str, Any]) -> None:
 
 async def main(root: Path) -> None:
     # Nothing is cached, so that every request reaches its handler.
-    operations_module._KEPT = 0.0  # noqa: SLF001
+    operations_module._KEPT = 0.0
     served = Sabotaged(Tree.build([File("file", MemorySource(CONTENT, "file"))]), Reader())
     before = fuse_descriptors()
     pyfuse3.init(served, str(root), {"default_permissions", "ro", "fsname=sabotaged"})

@@ -2,6 +2,7 @@
 repairs its own stale mounts."""
 
 import errno
+import functools
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,9 +39,9 @@ def mountpoint(tmp_path: Path) -> Path:
     return path
 
 
-def wait_for(condition: "object", seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]  # any callable
+    while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
 
@@ -70,7 +72,7 @@ def test_a_signal_unmounts_cleanly(image: Path, mountpoint: Path, number: signal
 def test_foreground_serves_until_interrupted_and_exits_0(image: Path, mountpoint: Path) -> None:
     command = [sys.executable, "-m", "diskfs", "mount", "--foreground", str(image), str(mountpoint)]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as process:
-        wait_for(lambda: (mountpoint / "disk0.raw").exists())
+        wait_for((mountpoint / "disk0.raw").exists)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
     assert not is_mounted(mountpoint)
@@ -140,7 +142,7 @@ def test_killed_at_100_random_moments_under_load_it_mounts_again_each_time(image
             time.sleep(chance.random() * 0.05)
             os.kill(pid, signal.SIGKILL)
             if chance.random() < 0.5:
-                wait_for(lambda pid=pid: not is_running(pid))  # type: ignore[misc]  # bound as the default
+                wait_for(functools.partial(lambda pid: not is_running(pid), pid))
         diskfs("mount", image, mountpoint)
     finally:
         stop.set()
@@ -234,9 +236,7 @@ def test_mounting_alone_adds_one_line_to_the_mounts_and_no_loop_device(image: Pa
 
 def test_the_mount_shows_the_file_name_and_not_where_it_lies(image: Path, mountpoint: Path) -> None:
     with mounted(image, mountpoint):
-        line = next(
-            line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {mountpoint} " in line
-        )
+        line = next(line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {mountpoint} " in line)
         assert line.startswith("disk.vmdk ")
         assert str(image.parent) not in line.replace(str(mountpoint), "")
 
@@ -245,7 +245,7 @@ def test_mounts_lists_the_mount_with_its_process(image: Path, mountpoint: Path) 
     import json
 
     with mounted(image, mountpoint):
-        entries = [entry for entry in json.loads(diskfs("mounts", "--json").stdout)]
+        entries = list(json.loads(diskfs("mounts", "--json").stdout))
         entry = next(entry for entry in entries if entry["mountpoint"] == str(mountpoint))
         assert entry["state"] == "active"
         assert entry["source"] == "disk.vmdk"
