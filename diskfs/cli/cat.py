@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
     # A reader that has seen enough ends this command as it ends cat(1): silently, by SIGPIPE.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    with open_source(options.source, format_name=options.format) as opened:
+    with open_source(options.source, format_name=options.format, parents=options.parent) as opened:
         image = select(opened, options.disk, options.partition)
         length = image.size - options.offset if options.length is None else options.length
         require_range(image, options.offset, length)

@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     from diskfs.disks.opening import open_source
     from diskfs.guest.description import describe_source
 
-    with open_source(options.source, format_name=options.format) as opened:
+    with open_source(options.source, format_name=options.format, parents=options.parent) as opened:
         if opened.disks:
             opened.require_a_disk()
         description = describe_source(opened)

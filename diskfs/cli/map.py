@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from diskfs.cli.selection import select
     from diskfs.disks.opening import open_source
 
-    with open_source(options.source, format_name=options.format) as opened:
+    with open_source(options.source, format_name=options.format, parents=options.parent) as opened:
         entries = joined(map_entries(select(opened, options.disk, options.partition).extents()))
         if options.json:
             _print_json(entries)

@@ -35,6 +35,13 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help="take SOURCE as this format (raw, vmdk, ova, ovf) instead of looking; needed for a raw disk whose guest "
         "wrote another format's signature",
     )
+    parser.add_argument(
+        "--parent",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="the parent of a differencing image, where it is not beside it; again for the parent's parent",
+    )
 
 
 def add_disk(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from diskfs.disks.opening import OpenedSource
     from diskfs_formats.findings import Finding
 
+UNCHECKED = "unsupported"
+"""The rule of a disk whose format is not read: nothing is known to be wrong with it."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
@@ -20,30 +23,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check structure, checksums, every stored unit and the manifest; the answer is no if an error is found."""
+    """Check structure, checksums, every stored unit and the manifest.
+
+    The answer is no if damage is found; a disk that cannot be checked, because its format is not read, is a failure.
+    """
     from diskfs.disks.opening import open_source
     from diskfs_formats.findings import Severity
 
     found: list[dict[str, Any]] = []
-    failed = False
-    with open_source(options.source, format_name=options.format) as opened:
+    failed = unchecked = False
+    with open_source(options.source, format_name=options.format, parents=options.parent) as opened:
         for place, finding in _findings(opened):
-            failed = failed or finding.severity is Severity.ERROR
+            if finding.rule == UNCHECKED:
+                unchecked = True
+            elif finding.severity is Severity.ERROR:
+                failed = True
             entry = {"where": place, "rule": finding.rule, "severity": finding.severity.value}
             found.append({**entry, "message": finding.message, "remedy": finding.remedy})
             if not options.json and not (options.quiet and finding.severity is not Severity.ERROR):
                 print_line(f"{place}: {finding.severity.value}: {finding.message} [{finding.rule}]")
         disks = len(opened.disks)
-    verdict = "damaged" if failed else "sound"
+    verdict = "damaged" if failed else "not checked" if unchecked else "sound"
     if options.json:
         print_json({"source": options.source, "verdict": verdict, "findings": found})
     elif not options.quiet:
-        print_line(f"{options.source}: {verdict} ({disks} disk{'s' * (disks != 1)} checked)")
-    return exit_codes.NOT_QUALIFIED if failed else exit_codes.DONE
+        print_line(f"{options.source}: {verdict} ({disks} disk{'s' * (disks != 1)})")
+    if failed:
+        return exit_codes.NOT_QUALIFIED
+    return exit_codes.FAILED if unchecked else exit_codes.DONE
 
 
 def _findings(opened: "OpenedSource") -> "Iterator[tuple[str, Finding]]":
-    from diskfs_formats.errors import DiskfsError
+    from diskfs_formats.errors import DiskfsError, UnsupportedFeature
     from diskfs_formats.findings import Finding, Severity
 
     if opened.appliance is not None:
@@ -57,5 +68,7 @@ def _findings(opened: "OpenedSource") -> "Iterator[tuple[str, Finding]]":
             if disk.opened is not None:
                 for finding in disk.partitions[1]:
                     yield place, finding
+        except UnsupportedFeature as error:
+            yield place, Finding(UNCHECKED, Severity.ERROR, str(error))
         except DiskfsError as error:
             yield place, Finding("unreadable", Severity.ERROR, str(error))

@@ -134,15 +134,16 @@ class OpenedSource:
         self.close()
 
 
-def open_source(location: str, *, format_name: str | None = None) -> OpenedSource:
+def open_source(location: str, *, format_name: str | None = None, parents: Sequence[str] = ()) -> OpenedSource:
     """Open a path: an appliance with all its disks, or one image.
 
-    `format_name` states the format instead of detecting it. Raises DiskfsError; a disk of an appliance that cannot
+    `format_name` states the format instead of detecting it, `parents` the files of its parents, nearest first,
+    instead of looking beside the image for the names it gives. Raises DiskfsError; a disk of an appliance that cannot
     be opened keeps its error in its own place instead.
     """
     source = open_location(location)
     try:
-        related = FolderFiles(Path(location).absolute().parent)
+        related = FolderFiles(Path(location).absolute().parent, [source], [Path(parent) for parent in parents])
         window = ProbeWindow.of(source)
         name = format_name or detect(window, source.name, list(_containers(window)))
         if name in CONTAINERS:
@@ -171,17 +172,19 @@ def _opened_appliance(location: str, source: FileSource, related: RelatedFiles, 
     from diskfs_formats.ova import open_ova, open_ovf  # noqa: PLC0415
 
     appliance = open_ova(source) if container == "ova" else open_ovf(source, related)
-    disks = [_opened_disk(disk) for disk in appliance.disks]
+    sizes = {name: member.size for name, member in appliance.members}
+    disks = [_opened_disk(disk, sizes.get(disk.file_name)) for disk in appliance.disks]
     return OpenedSource(location, source, disks, appliance)
 
 
-def _opened_disk(described: "ApplianceDisk") -> OpenedDisk:
-    disk = OpenedDisk(described.index, described.disk_id, described.file_name, 0)
+def _opened_disk(described: "ApplianceDisk", member_size: int | None) -> OpenedDisk:
+    disk = OpenedDisk(described.index, described.disk_id, described.file_name, member_size or 0)
     with contextlib.ExitStack() as undo:
         try:
             disk.stored = stored = described.open()
             undo.callback(stored.close)
-            disk.file_size = stored.size
+            # A disk in chunks has no member of its own name: its size is that of all chunks.
+            disk.file_size = stored.size if member_size is None else member_size
             disk.driver = driver_named(detect(ProbeWindow.of(stored), stored.name))
             disk.opened = disk.driver.open(stored, disk.related)
             undo.pop_all()

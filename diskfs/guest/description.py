@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from diskfs_formats.partitions import PartitionTable
-from diskfs_formats.source import ByteSource
-
 from diskfs.disks.opening import OpenedDisk, OpenedSource
 from diskfs.disks.partitions import partition_slices
 from diskfs.guest.filesystems import identify_filesystem
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
+from diskfs_formats.partitions import PartitionTable
+from diskfs_formats.source import ByteSource
 
 
 def describe_source(opened: OpenedSource) -> dict[str, Any]:

@@ -52,6 +52,10 @@ class FileSource:
         """The file's status when it was opened."""
         return self._status
 
+    def is_same_file(self, other: "FileSource") -> bool:
+        """Tell whether two sources are one file, whatever its names."""
+        return os.path.samestat(self._status, other.status)
+
     def read_at(self, offset: int, length: int, /) -> bytes:
         if offset < 0 or length < 0 or offset + length > self._size:
             require_range(self, offset, length)

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from diskfs.errors import SourceError, SourceNotFound
 from diskfs.sources.file import FileSource, open_beside, open_file
-from diskfs_formats.driver import DiskImage
-from diskfs_formats.errors import ParentUnavailable, UnsafeReference, UnsupportedFeature
+from diskfs_formats.driver import DiskImage, Match, ProbeWindow
+from diskfs_formats.errors import CorruptImage, ParentUnavailable, UnsafeReference, UnsupportedFeature
+from diskfs_formats.registry import detect, driver_named
 from diskfs_formats.text import printable
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _DRIVE = re.compile(r"^[A-Za-z]:")
+MAX_CHAIN = 16
+"""Files of a chain, as many as VMware and Hyper-V are known to make, and then some."""
 MAX_NAME = 255
 """Bytes of a file name on every file system in use."""
 
@@ -24,10 +27,16 @@ def open_location(location: str) -> FileSource:
 
 
 class FolderFiles:
-    """The files in the folder of a local image, by bare name only."""
+    """The files in the folder of a local image, by bare name only.
 
-    def __init__(self, folder: Path) -> None:
+    `parents` are the files that the user named for the parents up the chain, nearest first; `chain` are the files
+    that lead here, the image itself last.
+    """
+
+    def __init__(self, folder: Path, chain: Sequence[FileSource] = (), parents: Sequence[Path] = ()) -> None:
         self._folder = folder
+        self._chain = tuple(chain)
+        self._parents = tuple(parents)
 
     def open(self, file_name: str, /) -> FileSource:
         require_bare_name(file_name)
@@ -40,9 +49,45 @@ class FolderFiles:
         except SourceError as error:
             raise UnsafeReference(str(error)) from error
 
-    def open_parent(self, file_names: Sequence[str], format_name: str | None, /) -> DiskImage:  # noqa: ARG002
-        wanted = " or ".join(repr(printable(name)) for name in file_names) or "a file that it does not name"
-        raise UnsupportedFeature(f"the image is a child of {wanted}; chains of images are not read yet")
+    def open_parent(self, file_names: Sequence[str], format_name: str | None, /) -> DiskImage:
+        source = self._parent_source(file_names)
+        try:
+            if len(self._chain) >= MAX_CHAIN:
+                raise CorruptImage(f"{source.name}: the chain of parents is over {MAX_CHAIN} files long")
+            if any(source.is_same_file(child) for child in self._chain):
+                raise CorruptImage(f"{source.name}: the chain of parents comes back to this file")
+            window = ProbeWindow.of(source)
+            driver = driver_named(format_name or detect(window, source.name))
+            if format_name is not None and driver.probe(window) is Match.NO:
+                raise ParentUnavailable(f"{source.name}: the parent is not a {format_name} image, as its child says")
+            folder = source.path.absolute().parent
+            return driver.open(source, FolderFiles(folder, (*self._chain, source), self._parents[1:]))
+        except BaseException:
+            source.close()
+            raise
+
+    def _parent_source(self, file_names: Sequence[str]) -> FileSource:
+        if self._parents:
+            return open_file(self._parents[0])
+        for name in file_names:
+            require_bare_name(name)
+        for name in file_names:
+            try:
+                return open_beside(self._folder, name)
+            except SourceNotFound:
+                continue
+            except SourceError as error:
+                raise UnsafeReference(str(error)) from error
+        child = self._chain[-1].name if self._chain else "the image"
+        wanted = " or ".join(repr(printable(name)) for name in file_names)
+        if not wanted:
+            raise ParentUnavailable(
+                f"{child}: it needs its parent and does not say which file that is; use --parent FILE"
+            )
+        raise ParentUnavailable(
+            f"{child}: its parent {wanted} is not in {printable(str(self._folder))}; put it there or name it with "
+            "--parent FILE"
+        )
 
 
 def require_bare_name(file_name: str) -> None:

@@ -1,0 +1,59 @@
+"""Runs other programs, and measures their time and memory."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Argument = str | Path
+
+
+class BenchError(Exception):
+    """A benchmark cannot go on; the message is for the person who started it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A program that ended with status 0.
+
+    `max_rss` is the peak resident memory in bytes. The kernel counts the moment between fork and exec too, so it is
+    never less than what this process holds; that is far below every bar.
+    """
+
+    seconds: float
+    max_rss: int
+    stdout: str
+
+
+def run(command: Sequence[Argument]) -> Finished:
+    """Run `command` to its end. Raises BenchError with its last words if it is missing or fails."""
+    words = [str(argument) for argument in command]
+    # Files and not pipes: a program that leaves a server behind would keep a pipe open for as long as the server lives.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        begin = time.perf_counter()
+        try:
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+        except OSError as error:
+            raise BenchError(f"{words[0]}: {error.strerror}; docs/PERFORMANCE.md lists the packages needed") from error
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)  # Popen cannot know of a process reaped elsewhere.
+        if process.returncode:
+            stderr.seek(0)
+            last_words = stderr.read().decode(errors="replace").strip().splitlines()[-3:]
+            raise BenchError(f"{' '.join(words)}: exit status {process.returncode}: {' / '.join(last_words)}")
+        stdout.seek(0)
+        return Finished(seconds, usage.ru_maxrss * 1024, stdout.read().decode(errors="replace"))
+
+
+def first_line(command: Sequence[Argument]) -> str:
+    """Return the first line a program prints: its version."""
+    return (run(command).stdout.splitlines() or [""])[0]
