@@ -125,6 +125,8 @@ class OpenedSource:
         for disk in self.disks:
             if disk.opened is not None:
                 disk.opened.close()
+        if self.appliance is not None:
+            self.appliance.close()
         self._source.close()
 
     def __enter__(self) -> Self:
@@ -185,6 +187,7 @@ def _opened_disk(described: "ApplianceDisk", member_size: int | None) -> OpenedD
             undo.callback(stored.close)
             # A disk in chunks has no member of its own name: its size is that of all chunks.
             disk.file_size = stored.size if member_size is None else member_size
+            disk.findings = described.findings
             disk.driver = driver_named(detect(ProbeWindow.of(stored), stored.name))
             disk.opened = disk.driver.open(stored, disk.related)
             undo.pop_all()

@@ -159,14 +159,8 @@ def open_ovf(source: ByteSource, related: RelatedFiles) -> Appliance:
     descriptor_name = _bare_name(source.name)
     package = _Folder(source, descriptor_name, related)
     findings: list[Finding] = []
-    manifest_name: str | None = _manifest_for(descriptor_name)
     try:
-        try:
-            if manifest_name not in package:
-                manifest_name = None
-        except DiskfsError as error:
-            findings.append(Finding("manifest-unreadable", Severity.WARNING, f"{source.name}: {error}"))
-            manifest_name = None
+        manifest_name = _manifest_beside(package, descriptor_name, findings)
         return _open(package, "ovf", descriptor_name, manifest_name, findings)
     except BaseException:
         package.close_related()
@@ -300,6 +294,16 @@ def _find_manifest(names: tuple[str, ...], descriptor_name: str, findings: list[
         )
     )
     return manifests[0] if used else None
+
+
+def _manifest_beside(package: _Package, descriptor_name: str, findings: list[Finding]) -> str | None:
+    """Return the manifest in the descriptor's folder, if there is one that may be opened."""
+    name = _manifest_for(descriptor_name)
+    try:
+        return name if name in package else None
+    except DiskfsError as error:
+        findings.append(Finding("manifest-unreadable", Severity.WARNING, f"{package.name}: {error}"))
+        return None
 
 
 def _open(

@@ -148,7 +148,7 @@ class OvfDescriptor:
     def _ordered(self) -> Iterator[tuple[OvfDisk, bool]]:
         """Yield every disk with a file once, and whether it is the first to use that file."""
         finder = _DiskFinder(self)
-        seen: set[str] = set()
+        seen: set[OvfDisk] = set()
         used: set[str] = set()
         referenced = (
             disk
@@ -157,9 +157,9 @@ class OvfDescriptor:
             if (disk := finder.find(item)) is not None
         )
         for disk in (*referenced, *self.disks):
-            if disk.file_ref is None or disk.disk_id in seen:
+            if disk.file_ref is None or disk in seen:
                 continue
-            seen.add(disk.disk_id)
+            seen.add(disk)
             file = self.file_of(disk)
             key = normalised_path(file.href) if file else disk.file_ref
             yield disk, key not in used
@@ -199,8 +199,10 @@ class _DiskFinder:
         text = item.host_resource
         match = _HOST_RESOURCE.fullmatch(text)
         if match is None:
-            # oVirt writes only the path that the disk's fileRef has, or ends it with the disk's id.
-            return self._by_file_ref.get(text) or self._by_id.get(text.rpartition("/")[2]) if text else None
+            if not text or item.resource_type != RESOURCE_DISK:
+                return None
+            # oVirt writes only the path that the disk's fileRef has, which ends with the disk's id.
+            return self._by_file_ref.get(text) or self._by_id.get(text.rpartition("/")[2])
         if match["kind"] == "disk":
             return self._by_id.get(match["id"])
         file = self._files.get(match["id"])
@@ -640,10 +642,10 @@ def resolve_href(href: str, names: Container[str], descriptor_name: str = "") ->
     folder = descriptor_name.rpartition("/")[0]
     candidates: dict[str, None] = {}
     for text in (href, unquote(href, errors="surrogateescape")):
-        problem = path_problem(text)
+        path = normalised_path(text)
+        problem = path_problem(text) or path_problem(path)
         if problem is not None:
             raise UnsafeReference(f"{printable(descriptor_name)}: the href {shown!r} may not be used: {problem}")
-        path = normalised_path(text)
         candidates.update(dict.fromkeys((f"{folder}/{path}" if folder else path, path)))
     for candidate in candidates:
         if candidate in names:
