@@ -29,7 +29,8 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    # With `prog` given argparse need not format a usage line, for which it would load shutil.
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", prog="diskfs")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         command.add_argument("--quiet", action="store_true", help="no warnings, no progress")

@@ -1,6 +1,5 @@
 """How results and errors are printed."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +11,8 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 def print_json(document: object) -> None:
     """Print one JSON document; ASCII only, so that no name from an image acts on a terminal."""
+    import json
+
     json.dump(document, sys.stdout, indent=2, ensure_ascii=True)
     sys.stdout.write("\n")
 

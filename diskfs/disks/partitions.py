@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from diskfs_formats.driver import DiskImage, ImageInfo
 from diskfs_formats.extents import Extent, shifted
-from diskfs_formats.partitions import Partition, PartitionTable
 from diskfs_formats.reading import ready_reader
 from diskfs_formats.source import Buffer, require_range
+
+if TYPE_CHECKING:
+    from diskfs_formats.partitions import Partition, PartitionTable
 
 
 class DiskSlice:
@@ -55,7 +58,7 @@ class DiskSlice:
         pass
 
 
-def partition_slices(disk: DiskImage, table: PartitionTable, prefix: str) -> list[tuple[Partition, DiskSlice]]:
+def partition_slices(disk: DiskImage, table: "PartitionTable", prefix: str) -> "list[tuple[Partition, DiskSlice]]":
     """Return the partitions that have content, in the table's order, as disks named `<prefix>p<number>`.
 
     Left out are extended partitions, those without a sector, and those that begin past the end of the disk; one that

@@ -1,15 +1,17 @@
 """A source and its disks as the JSON that `info` prints and the mount shows (docs/schemas/info.schema.json)."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diskfs.disks.opening import OpenedDisk, OpenedSource
 from diskfs.disks.partitions import partition_slices
 from diskfs.guest.filesystems import identify_filesystem
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
-from diskfs_formats.partitions import PartitionTable
 from diskfs_formats.source import ByteSource
+
+if TYPE_CHECKING:
+    from diskfs_formats.partitions import PartitionTable
 
 
 def describe_source(opened: OpenedSource) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def describe_finding(finding: Finding) -> dict[str, str]:
     }
 
 
-def _describe_table(disk: OpenedDisk, table: PartitionTable) -> dict[str, Any]:
+def _describe_table(disk: OpenedDisk, table: "PartitionTable") -> dict[str, Any]:
     slices = {partition.number: part for partition, part in partition_slices(disk.image, table, f"disk{disk.index}")}
     return {
         "scheme": table.scheme,

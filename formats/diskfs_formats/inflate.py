@@ -25,3 +25,16 @@ def inflate_zlib(data: Buffer, max_size: int) -> bytearray:
     if int.from_bytes(data[-_ADLER32_SIZE:], "big") != deflate.adler32(inflated):
         raise InflateError("other bytes follow the end of the deflate stream")
     return inflated
+
+
+def inflate_raw(data: Buffer, max_size: int) -> bytearray:
+    """Inflate the raw deflate stream (RFC 1951), of at most `max_size` bytes, that `data` begins with.
+
+    Allocates `max_size` bytes whatever the stream claims. What follows the end of the stream is not looked at, and a
+    raw stream has no checksum: the caller knows how many bytes it must give. Raises InflateError. Releases the
+    interpreter lock while it works.
+    """
+    try:
+        return deflate.deflate_decompress(data, max_size)
+    except deflate.DeflateError as error:
+        raise InflateError(f"the deflate stream is damaged, incomplete, or holds over {max_size} bytes") from error

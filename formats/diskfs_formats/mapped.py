@@ -9,7 +9,7 @@ from diskfs_formats.reading import ENGINE, ready_reader, zeroes
 from diskfs_formats.source import Buffer, ByteSource, require_range
 
 READY_LIMIT = 1 << 20
-"""Bytes that are answered at once; a longer request goes to a thread whatever is at hand."""
+"""Bytes that are answered, and stored bytes that are decoded, at once; more goes to a thread whatever is at hand."""
 
 
 class MappedImage(ABC):
@@ -97,7 +97,7 @@ class MappedImage(ABC):
                 unit = ENGINE.unit_if_ready(extent)
                 if unit is None:
                     # One unit costs about as much as handing the request to a thread; several are worth the thread.
-                    if decoded or length > extent.length:
+                    if decoded or length > extent.length or stored.length > READY_LIMIT:
                         return None
                     unit = ENGINE.decode_if_ready(extent, self._ready_of(stored.source))
                     decoded += 1

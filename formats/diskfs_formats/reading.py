@@ -9,12 +9,14 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.source import Buffer, ByteSource, ReadyReader, read_ranges
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 CACHE_SIZE = 64 << 20
 """Decoded bytes that are kept, for all disks together."""
@@ -40,6 +42,32 @@ def zeroes(length: int) -> Iterator[memoryview]:
         length -= len(piece)
 
 
+class PendingUnit:
+    """A unit that some thread has claimed and is decoding; the others wait for what becomes of it."""
+
+    __slots__ = ("_done", "_error", "_unit", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        """Threads that wait, or have waited; for a test to know when they do."""
+        self._done = threading.Event()
+        self._unit: Buffer | None = None
+        self._error: BaseException | None = None
+
+    def settle(self, unit: Buffer | None, error: BaseException | None = None) -> None:
+        """Say what became of it: the unit, an error, or neither if it was given up."""
+        self._unit, self._error = unit, error
+        self._done.set()
+
+    def result(self) -> Buffer | None:
+        """Wait, and return the unit, or None if it was given up; raises the error that decoding it met."""
+        self.waiting += 1
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._unit
+
+
 class UnitCache:
     """Decoded units by key, least recently used out first; a unit that is being decoded is waited for, not redone."""
 
@@ -47,7 +75,7 @@ class UnitCache:
         self._capacity = capacity
         self._size = 0
         self._units: OrderedDict[UnitKey, Buffer] = OrderedDict()
-        self._pending: dict[UnitKey, Future[Buffer]] = {}
+        self._pending: dict[UnitKey, PendingUnit] = {}
         self._lock = threading.Lock()
 
     def get(self, key: UnitKey) -> Buffer | None:
@@ -58,8 +86,10 @@ class UnitCache:
                 self._units.move_to_end(key)
             return unit
 
-    def claim(self, key: UnitKey) -> "Buffer | Future[Buffer] | None":
-        """Return the unit, or what another thread's decoding will give, or None: then the caller must settle it."""
+    def claim(self, key: UnitKey) -> "Buffer | PendingUnit | None":
+        """Return the unit, or what another thread's decoding will give, or None: then the caller must settle it, let it
+        fail, or give it up.
+        """
         with self._lock:
             unit = self._units.get(key)
             if unit is not None:
@@ -67,7 +97,7 @@ class UnitCache:
                 return unit
             pending = self._pending.get(key)
             if pending is None:
-                self._pending[key] = Future()
+                self._pending[key] = PendingUnit()
             return pending
 
     def settle(self, key: UnitKey, unit: Buffer) -> None:
@@ -83,14 +113,21 @@ class UnitCache:
             while self._size > self._capacity:
                 self._size -= len(self._units.popitem(last=False)[1])
         if pending is not None:
-            pending.set_result(unit)
+            pending.settle(unit)
 
     def fail(self, key: UnitKey, error: BaseException) -> None:
-        """Give a claimed unit up; whoever waits gets the error, and the next reader tries anew."""
+        """Say that a claimed unit cannot be decoded; whoever waits gets the error, and the next reader tries anew."""
         with self._lock:
             pending = self._pending.pop(key, None)
         if pending is not None:
-            pending.set_exception(error)
+            pending.settle(None, error)
+
+    def give_up(self, key: UnitKey) -> None:
+        """Give a claimed unit up for a reason that is not the unit's; whoever waits gets None and sees for itself."""
+        with self._lock:
+            pending = self._pending.pop(key, None)
+        if pending is not None:
+            pending.settle(None)
 
     def forget(self, source: ByteSource) -> None:
         """Drop the units of one source, when it is closed."""
@@ -159,49 +196,68 @@ class ReadingEngine:
 
     def _read_encoded(self, pieces: Sequence[_Piece]) -> None:
         mine: list[_Piece] = []
-        awaited: list[tuple[_Piece, Future[Buffer]]] = []
-        for piece in pieces:
-            stored = piece.extent.stored
-            assert stored is not None
-            found = self.cache.claim(_key(piece.extent, stored))
-            if found is None:
-                mine.append(piece)
-            elif isinstance(found, Future):
-                awaited.append((piece, found))
-            else:
-                piece.parts = (_part(piece.extent, stored, found),)
-        if mine:
-            self._decode(mine)
-        for piece, pending in awaited:
-            assert piece.extent.stored is not None
-            piece.parts = (_part(piece.extent, piece.extent.stored, pending.result()),)
-
-    def _decode(self, pieces: list[_Piece]) -> None:
-        """Decode the claimed pieces; every claim is settled or failed when this returns or raises."""
-        open_claims = {_key(piece.extent, stored) for piece in pieces if (stored := piece.extent.stored)}
+        awaited: list[tuple[_Piece, PendingUnit]] = []
+        open_claims: set[UnitKey] = set()
         try:
-            records = _read_records([piece.extent.stored for piece in pieces if piece.extent.stored])
-
-            def decode(index: int) -> None:
-                extent = pieces[index].extent
-                stored = extent.stored
+            for piece in pieces:
+                stored = piece.extent.stored
                 assert stored is not None
-                assert stored.decode is not None
-                unit = stored.decode(records[index])
-                key = _key(extent, stored)
-                self.cache.settle(key, unit)
-                open_claims.discard(key)
-                pieces[index].parts = (_part(extent, stored, unit),)
-
-            if len(pieces) < MIN_PARALLEL or self._workers == 1:
-                for index in range(len(pieces)):
-                    decode(index)
-            else:
-                self._spread(decode, len(pieces))
-        except BaseException as error:
+                key = _key(piece.extent, stored)
+                found = self.cache.claim(key)
+                if found is None:
+                    open_claims.add(key)
+                    mine.append(piece)
+                elif isinstance(found, PendingUnit):
+                    awaited.append((piece, found))
+                else:
+                    piece.parts = (_part(piece.extent, stored, found),)
+            if mine:
+                self._decode(mine, open_claims)
+        finally:
+            # Left open by an error in another unit or in reading: no reason for those who wait for this one to fail.
             for key in list(open_claims):
+                self.cache.give_up(key)
+        for piece, pending in awaited:
+            unit = pending.result()
+            if unit is None:
+                unit = self._decode_alone(piece.extent)
+            assert piece.extent.stored is not None
+            piece.parts = (_part(piece.extent, piece.extent.stored, unit),)
+
+    def _decode(self, pieces: Sequence[_Piece], open_claims: set[UnitKey]) -> None:
+        """Read and decode the claimed pieces, taking each out of `open_claims` once it is settled or has failed."""
+        records = _read_records([piece.extent.stored for piece in pieces if piece.extent.stored])
+
+        def decode(index: int) -> None:
+            extent = pieces[index].extent
+            stored = extent.stored
+            assert stored is not None
+            assert stored.decode is not None
+            key = _key(extent, stored)
+            try:
+                unit = stored.decode(records[index])
+            except Exception as error:
                 self.cache.fail(key, error)
-            raise
+                open_claims.discard(key)
+                raise
+            self.cache.settle(key, unit)
+            open_claims.discard(key)
+            pieces[index].parts = (_part(extent, stored, unit),)
+
+        if len(pieces) < MIN_PARALLEL or self._workers == 1:
+            for index in range(len(pieces)):
+                decode(index)
+        else:
+            self._spread(decode, len(pieces))
+
+    def _decode_alone(self, extent: Extent) -> Buffer:
+        """Read and decode one unit without a claim, after the reader that had claimed it gave it up."""
+        stored = extent.stored
+        assert stored is not None
+        assert stored.decode is not None
+        unit = stored.decode(stored.source.read_at(stored.offset, stored.length))
+        self.cache.settle(_key(extent, stored), unit)
+        return unit
 
     def _spread(self, work: Callable[[int], None], count: int) -> None:
         """Run work(0..count-1) on this thread and the pool's; all are done, or have failed, when it returns."""
@@ -224,9 +280,11 @@ class ReadingEngine:
         if errors:
             raise errors[0]
 
-    def _executor(self) -> ThreadPoolExecutor:
+    def _executor(self) -> "ThreadPoolExecutor":
         with self._lock:
             if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow to load, and often not needed
+
                 self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="diskfs-decode")
             return self._pool
 

@@ -156,6 +156,7 @@ class ConcatenatedSource:
     """Several sources read as one, in order; pieces may have any size. Closing it closes the pieces."""
 
     def __init__(self, pieces: Sequence[ByteSource], name: str) -> None:
+        self._owned = tuple(pieces)
         self._pieces = [piece for piece in pieces if piece.size]
         self._name = name
         self._starts: list[int] = []
@@ -198,5 +199,5 @@ class ConcatenatedSource:
             index += 1
 
     def close(self) -> None:
-        for piece in self._pieces:
+        for piece in self._owned:
             piece.close()

@@ -1,7 +1,5 @@
 """Strings found inside images, made fit for a terminal, a log and a message."""
 
-import unicodedata
-
 MAX_SHOWN = 256
 """Characters of an untrusted name that are shown at most; a message stays one readable line."""
 
@@ -21,6 +19,8 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
 
 
 def _escaped(character: str) -> str:
+    import unicodedata  # noqa: PLC0415 - 1 MiB of tables that plain names do not need
+
     if unicodedata.category(character) in _UNSAFE_CATEGORIES:
         return character.encode("unicode_escape").decode("ascii")
     return character

@@ -7,12 +7,11 @@ from diskfs_formats.extents import Extent, ExtentKind
 from diskfs_formats.findings import Finding, Severity
 from diskfs_formats.mapped import MappedImage
 
-BATCH = 64
-"""Encoded units that are read and decoded together: enough for every core, 4 MiB of 64 KiB grains."""
 STEP = 4 << 20
-"""Bytes of plain data that are read at once."""
+"""Bytes of the disk that are read at once: 64 grains of 64 KiB are enough for every core, and larger units come singly,
+so that memory does not grow with them."""
 MAX_FINDINGS = 1000
-"""Damaged units that are named; a disk with more is damaged as a whole."""
+"""Damaged units or tables that are named; a disk with more is damaged as a whole."""
 
 
 def check_units(image: MappedImage, rule: str) -> Iterator[Finding]:
@@ -20,26 +19,35 @@ def check_units(image: MappedImage, rule: str) -> Iterator[Finding]:
 
     Reads each stored byte once. Ends with a finding that says so after MAX_FINDINGS.
     """
-    for count, finding in enumerate(_damaged(image, rule), 1):
+    return limited(_damaged(image, rule), image.name, rule)
+
+
+def limited(findings: Iterator[Finding], name: str, rule: str) -> Iterator[Finding]:
+    """Yield at most MAX_FINDINGS, then one that says that there may be more."""
+    for count, finding in enumerate(findings, 1):
         yield finding
         if count == MAX_FINDINGS:
-            yield Finding(rule, Severity.ERROR, f"{image.name}: over {MAX_FINDINGS} damaged units; stopped here")
+            yield Finding(rule, Severity.ERROR, f"{name}: {MAX_FINDINGS} findings of this kind; stopped here")
             return
 
 
 def _damaged(image: MappedImage, rule: str) -> Iterator[Finding]:
     batch: list[Extent] = []
+    size = 0
     for extent in _walk(image, rule):
         if isinstance(extent, Finding):
+            yield from _read(image, batch, rule)
+            batch, size = [], 0
             yield extent
         elif extent.kind is ExtentKind.DATA and extent.stored is not None:
             if extent.stored.decode is None:
                 yield from _plain(image, extent, rule)
                 continue
-            batch.append(extent)
-            if len(batch) == BATCH:
+            if batch and size + extent.length > STEP:
                 yield from _read(image, batch, rule)
-                batch = []
+                batch, size = [], 0
+            batch.append(extent)
+            size += extent.length
     yield from _read(image, batch, rule)
 
 

@@ -21,7 +21,7 @@ def ensure_cached(path: Path) -> None:
 def drop(path: Path) -> None:
     """Take the pages of a mounted file out of the page cache; those of the image behind it stay.
 
-    Also what the servers would be spared of otherwise: a file that is opened again may keep its pages.
+    Opening alone does not do it: a server may allow the kernel to keep the pages of a file that is opened again.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -28,8 +28,12 @@ class Finished:
     stdout: str
 
 
-def run(command: Sequence[Argument]) -> Finished:
-    """Run `command` to its end. Raises BenchError with its last words if it is missing or fails."""
+def run(command: Sequence[Argument], *, grace_seconds: float = 0.0) -> Finished:
+    """Run `command` to its end. Raises BenchError with its last words if it is missing or fails.
+
+    If this process is told to stop meanwhile, the command gets `grace_seconds` to end by itself. One that mounts needs
+    them: cut short, it could leave a server that mounts after everything was cleaned up.
+    """
     words = [str(argument) for argument in command]
     # Files and not pipes: a program that leaves a server behind would keep a pipe open for as long as the server lives.
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
@@ -37,12 +41,11 @@ def run(command: Sequence[Argument]) -> Finished:
         try:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         except OSError as error:
-            raise BenchError(f"{words[0]}: {error.strerror}; docs/PERFORMANCE.md lists the packages needed") from error
+            raise missing_program(words[0], error) from error
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
-            process.kill()
-            process.wait()
+            _end(process, grace_seconds)
             raise
         seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)  # Popen cannot know of a process reaped elsewhere.
@@ -52,6 +55,19 @@ def run(command: Sequence[Argument]) -> Finished:
             raise BenchError(f"{' '.join(words)}: exit status {process.returncode}: {' / '.join(last_words)}")
         stdout.seek(0)
         return Finished(seconds, usage.ru_maxrss * 1024, stdout.read().decode(errors="replace"))
+
+
+def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    try:
+        process.wait(grace_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def missing_program(name: str, error: OSError) -> BenchError:
+    """Return what to raise for a program that cannot be started."""
+    return BenchError(f"{name}: {error.strerror}; docs/PERFORMANCE.md lists the packages needed")
 
 
 def first_line(command: Sequence[Argument]) -> str:

@@ -33,6 +33,11 @@ FILL_SLACK = MIB
 SPARSE_VARIANTS = ("raw", "monolithicSparse", "streamOptimized")
 
 
+def size_text(size: int) -> str:
+    """Return a size for labels: `1 TiB`, `64 GiB`."""
+    return f"{size // TIB} TiB" if size >= TIB else f"{size // GIB} GiB"
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How large the images are. `fill` is the size of the files inside, in bytes."""

@@ -39,7 +39,7 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
         comparison.unit.text(statistics.median(comparison.diskfs)),
         comparison.peer_name,
         comparison.unit.text(statistics.median(comparison.peer)),
-        f"{comparison.measured:.2f}{comparison.bar.suffix}",
+        f"{comparison.measured:.3f}{comparison.bar.suffix}",
         str(comparison.bar),
         _verdict(comparison),
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchlib.commands import BenchError, run
+from benchlib.commands import BenchError, missing_program, run
 
 START_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 10.0
@@ -22,43 +22,37 @@ Server = Callable[[], AbstractContextManager[Path]]
 
 @contextlib.contextmanager
 def diskfs_mount(diskfs: Path, image: Path) -> Iterator[Path]:
-    """Mount with `diskfs mount`; the command returns when the file is there."""
-    with _mountpoint_folder() as folder:
-        try:
-            run([diskfs, "mount", image, folder])
-            yield _existing(folder / "disk0.raw")
-        finally:
-            _unmount(folder, [diskfs, "umount", folder])
+    """Mount with `diskfs mount`, which goes into the background when the file is there."""
+    with _mountpoint_folder() as folder, contextlib.ExitStack() as stack:
+        stack.callback(_unmount, folder, [diskfs, "umount", folder])
+        run([diskfs, "mount", image, folder], grace_seconds=START_TIMEOUT_SECONDS)
+        yield _existing(folder / "disk0.raw")
 
 
 @contextlib.contextmanager
 def qemu_export(image: Path, image_format: str) -> Iterator[Path]:
     """Export over FUSE with qemu-storage-daemon, which mounts on a file and stays in the foreground."""
-    with _mountpoint_folder() as folder:
+    with _mountpoint_folder() as folder, contextlib.ExitStack() as stack:
         mountpoint = folder / "disk.raw"
         mountpoint.touch()
+        stack.callback(mountpoint.unlink)
+        stack.callback(_unmount, mountpoint, ["fusermount3", "-u", mountpoint])
         blockdev = f"driver=file,node-name=file,read-only=on,filename={_qemu_value(image)}"
         format_layer = f"driver={image_format},node-name=disk,read-only=on,file=file"
         export = f"type=fuse,id=export,node-name=disk,writable=off,mountpoint={_qemu_value(mountpoint)}"
         command = ["qemu-storage-daemon", "--blockdev", blockdev, "--blockdev", format_layer, "--export", export]
-        try:
-            with _running(command) as process:
-                _wait_for(lambda: _is_mounted(mountpoint), process)
-                yield mountpoint
-        finally:
-            _unmount(mountpoint, ["fusermount3", "-u", mountpoint])
-            mountpoint.unlink()
+        process = stack.enter_context(_running(command))
+        _wait_for(lambda: _is_mounted(mountpoint), process)
+        yield mountpoint
 
 
 @contextlib.contextmanager
 def vmdkmount(image: Path) -> Iterator[Path]:
     """Mount with vmdkmount of libvmdk, which goes into the background when the file is there."""
-    with _mountpoint_folder() as folder:
-        try:
-            run(["vmdkmount", image, folder])
-            yield _existing(folder / "vmdk1")
-        finally:
-            _unmount(folder, ["fusermount3", "-u", folder])
+    with _mountpoint_folder() as folder, contextlib.ExitStack() as stack:
+        stack.callback(_unmount, folder, ["fusermount3", "-u", folder])
+        run(["vmdkmount", image, folder], grace_seconds=START_TIMEOUT_SECONDS)
+        yield _existing(folder / "vmdk1")
 
 
 @contextlib.contextmanager
@@ -73,7 +67,10 @@ def _mountpoint_folder() -> Iterator[Path]:
 @contextlib.contextmanager
 def _running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        except OSError as error:
+            raise missing_program(command[0], error) from error
         try:
             yield process
         except BenchError as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchlib.commands import Argument, run
 from benchlib.context import Context
-from benchlib.dataset import MIB, SPARSE_VARIANTS, TIB
+from benchlib.dataset import MIB, SPARSE_VARIANTS, size_text
 from benchlib.pairs import DISKFS, Bar, Comparison, Samples, Unit, measure_in_turn, median_ratio
 
 QEMU = "qemu-img info, qemu-io"
@@ -26,7 +26,7 @@ class _Commands:
 
 def open_sparse(context: Context) -> Iterator[Comparison]:
     """P8: `info` and the first byte of a huge disk with little in it, in every format."""
-    size = f"{context.data.scale.sparse_size / TIB:g} TiB"
+    size = size_text(context.data.scale.sparse_size)
     for variant in SPARSE_VARIANTS:
         image = context.data.sparse(variant)
         ours = _Commands(

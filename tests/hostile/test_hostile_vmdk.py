@@ -665,7 +665,7 @@ UNBOUNDED = {
 }  # fmt: skip
 """Parts of construct whose size or place may come from the file."""
 SIZED = {"Array", "Bytes", "Padding"}
-"""Parts that take a size, which must be a number in the source."""
+"""Parts that take a size, which must be a number or a named constant."""
 MODULES = sorted([*(ROOT / "diskfs").rglob("*.py"), *(ROOT / "formats").rglob("*.py")])
 
 
@@ -687,8 +687,8 @@ def test_construct_is_used_for_fixed_sizes_only_and_tarfile_not_at_all(path: Pat
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SIZED & from_construct:
             size = node.args[0]
-            assert isinstance(size, ast.Constant), f"{node.func.id} in line {node.lineno}"
-            assert isinstance(size.value, int), f"{node.func.id} in line {node.lineno}"
+            is_fixed = isinstance(size, ast.Constant) or (isinstance(size, ast.Name) and size.id.isupper())
+            assert is_fixed, f"{node.func.id} in line {node.lineno}"
 
 
 def test_the_lint_finds_what_it_looks_for() -> None:

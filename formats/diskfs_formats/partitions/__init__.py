@@ -1,88 +1,43 @@
 """Partition tables: MBR with logical partitions, and GPT.
 
-`table.py` is what a table says, `mbr.py` and `gpt.py` the two schemes; here is how they are told apart. The order is
-Linux's: without an MBR record of type 0xEE there is no GPT, whatever is at LBA 1; with one, an MBR has no say. Unlike
-Linux, a GPT whose primary copy is damaged is read from its backup without being asked to.
+`table.py` is what a table says, `mbr.py` and `gpt.py` are the two schemes, `detection.py` tells them apart.
 """
 
-import dataclasses
+from typing import TYPE_CHECKING
 
-from diskfs_formats.binary import is_power_of_two
-from diskfs_formats.errors import CorruptImage
-from diskfs_formats.findings import Finding, Severity
-from diskfs_formats.partitions.gpt import has_signature, read_gpt
-from diskfs_formats.partitions.mbr import GPT_PROTECTIVE, MBR_SIZE, Mbr, parse_mbr, read_mbr
-from diskfs_formats.partitions.table import DiskEnds, Partition, PartitionTable
+from diskfs_formats.partitions.ends import DiskEnds
 from diskfs_formats.source import ByteSource
+
+if TYPE_CHECKING:
+    from diskfs_formats.partitions.table import Partition, PartitionTable
 
 __all__ = ["Partition", "PartitionTable", "read_partition_table"]
 
-SECTOR_SIZES = (512, 4096)
+_BOOT_SIGNATURE = b"\x55\xaa"
+_BOOT_SIGNATURE_OFFSET = 510
 
 
-def read_partition_table(disk: ByteSource, *, sector_size: int | None = None) -> PartitionTable | None:
+def read_partition_table(disk: ByteSource, *, sector_size: int | None = None) -> "PartitionTable | None":
     """Return the disk's partition table, or None if it has none (a blank disk, a file system on the bare disk).
 
     Without `sector_size`, a GPT tells it by its place, and an MBR alone means 512. Raises what the disk raises if
     LBA 0 cannot be read; everything else that is damaged or cannot be read becomes a finding. Costs one read for an
     MBR and one for each EBR, two for a GPT of the usual size.
     """
-    if sector_size is not None and (sector_size < SECTOR_SIZES[0] or not is_power_of_two(sector_size)):
-        raise ValueError(f"sector_size is {sector_size}, expected a power of two from 512")
-    if disk.size < MBR_SIZE:
+    if disk.size < _BOOT_SIGNATURE_OFFSET + len(_BOOT_SIGNATURE):
         return None
     ends = DiskEnds(disk)
-    mbr = parse_mbr(ends.read(0, MBR_SIZE))
-    if mbr is None:
+    if ends.read(_BOOT_SIGNATURE_OFFSET, len(_BOOT_SIGNATURE)) != _BOOT_SIGNATURE and sector_size is None:
         return None
-    sector_sizes = SECTOR_SIZES if sector_size is None else (sector_size,)
-    is_plausible = mbr.is_plausible(disk.size // sector_sizes[0])
-    if mbr.is_protective:
-        try:
-            table = read_gpt(ends, sector_sizes)
-        except CorruptImage as error:
-            if not is_plausible:
-                return None
-            damage = Finding(
-                "gpt-no-valid-header", Severity.ERROR, str(error), "restore the GPT with gdisk or testdisk"
-            )
-            return PartitionTable("gpt", sector_sizes[0], (), (damage,))
-        return dataclasses.replace(table, findings=(*_protective_findings(ends, mbr), *table.findings))
-    if not is_plausible:
-        return None
-    table = read_mbr(ends, mbr, sector_sizes[0])
-    if has_signature(ends, sector_sizes):
-        stale = Finding(
-            "gpt-stale",
-            Severity.WARNING,
-            f"{ends.name}: a GPT header is at LBA 1, but the MBR has no entry of type {GPT_PROTECTIVE:#04x} that "
-            "announces it: the MBR is used, as Linux does",
-            "if the GPT is the wanted table, write a protective MBR with gdisk",
-        )
-        table = dataclasses.replace(table, findings=(stale, *table.findings))
-    return table
+    # Both schemes begin with that signature. What follows is slow to load, and many a disk has no table.
+    from diskfs_formats.partitions.detection import detect_partition_table  # noqa: PLC0415
+
+    return detect_partition_table(ends, sector_size)
 
 
-def _protective_findings(ends: DiskEnds, mbr: Mbr) -> list[Finding]:
-    findings = []
-    if mbr.is_hybrid:
-        findings.append(
-            Finding(
-                "gpt-hybrid-mbr",
-                Severity.WARNING,
-                f"{ends.name}: the MBR lists partitions beside the entry that announces the GPT (a hybrid MBR): the "
-                "GPT is used",
-                "programs that know only the MBR see other partitions",
-            )
-        )
-    first_lba = next(entry.first_lba for entry in mbr.entries if entry.type_id == GPT_PROTECTIVE)
-    if first_lba != 1:
-        findings.append(
-            Finding(
-                "gpt-protective-entry",
-                Severity.WARNING,
-                f"{ends.name}: the MBR's entry of type {GPT_PROTECTIVE:#04x} begins at LBA {first_lba}, expected 1",
-                "Linux and UEFI do not accept the GPT; write a protective MBR with gdisk",
-            )
-        )
-    return findings
+def __getattr__(name: str) -> object:
+    if name in {"Partition", "PartitionTable"}:
+        from diskfs_formats.partitions import table  # noqa: PLC0415 - as above
+
+        return getattr(table, name)
+    raise AttributeError(name)

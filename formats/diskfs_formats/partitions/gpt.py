@@ -16,7 +16,8 @@ from construct import Bytes, Int32ul, Int64ul, Struct
 from diskfs_formats.binary import is_power_of_two
 from diskfs_formats.errors import ChecksumMismatch, CorruptImage, DiskfsError, TruncatedImage
 from diskfs_formats.findings import Finding, Severity
-from diskfs_formats.partitions.table import DiskEnds, Partition, PartitionTable, check_ranges, first_few
+from diskfs_formats.partitions.ends import DiskEnds
+from diskfs_formats.partitions.table import Partition, PartitionTable, check_ranges, first_few
 
 SIGNATURE = b"EFI PART"
 PRIMARY_LBA = 1

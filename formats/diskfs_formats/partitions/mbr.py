@@ -12,7 +12,8 @@ from construct import Array, Bytes, Int8ul, Int16ul, Int32ul, Struct
 
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding, Severity
-from diskfs_formats.partitions.table import EXTENDED_TYPES, DiskEnds, Partition, PartitionTable, check_ranges, first_few
+from diskfs_formats.partitions.ends import DiskEnds
+from diskfs_formats.partitions.table import EXTENDED_TYPES, Partition, PartitionTable, check_ranges, first_few
 
 PARTITION_RECORD = Struct(
     "BootIndicator" / Int8ul,

@@ -6,7 +6,7 @@ from diskfs_formats.binary import EntryTable
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding, Severity
 from diskfs_formats.source import ByteSource
-from diskfs_formats.units import check_units
+from diskfs_formats.units import check_units, limited
 from diskfs_formats.vmdk.header import SECTOR, SparseHeader
 from diskfs_formats.vmdk.sparse import SparseExtent, open_directory, read_table
 
@@ -14,7 +14,7 @@ from diskfs_formats.vmdk.sparse import SparseExtent, open_directory, read_table
 def check_sparse(source: ByteSource, header: SparseHeader, image: SparseExtent) -> Iterator[Finding]:
     """Yield a finding for every table and grain that cannot be read, and for redundant tables that differ."""
     if header.has_redundant_tables:
-        yield from _compare_redundant(source, header)
+        yield from limited(_compare_redundant(source, header), source.name, "vmdk-redundant-table")
     yield from check_units(image, "vmdk-grain")
 
 

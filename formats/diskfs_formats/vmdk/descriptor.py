@@ -20,9 +20,13 @@ NO_PARENT = 0xFFFFFFFF
 _EXTENT_LINE = re.compile(
     r"^(?P<access>RW|RDONLY|NOACCESS)\s+(?P<sectors>\d{1,19})\s+(?P<type>[A-Z]+)"
     r'(?:\s+"(?P<name>[^"]*)"(?:\s+(?P<offset>\d{1,19}))?(?:\s+.*)?)?\s*$',
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
-_KEY_LINE = re.compile(r"^(?P<key>[\w.]+)\s*=\s*(?P<value>.*?)\s*$")
+# Patterns never have two neighbouring parts that match the same characters: a line of 1 MiB takes linear time.
+_KEY_LINE = re.compile(r"^(?P<key>[\w.]+)\s*=(?P<value>.*)$")
+_ENCODING_LINE = re.compile(rb'^[ \t]*encoding[ \t]*=[ \t]*"?([A-Za-z0-9_.:-]{1,40})', re.IGNORECASE | re.MULTILINE)
+_ASCII = bytes(range(0x20, 0x5B)) + bytes(range(0x61, 0x7B)) + b"\t\r\n_"
+"""What a descriptor's keys and numbers are written in; every encoding that leaves these as they are can be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Descriptor:
 def is_descriptor(head: bytes) -> bool:
     """Tell whether text that begins so is a stand-alone descriptor: comments and blank lines, then `version=`."""
     text = head[:4096].split(b"\0", 1)[0].decode("latin-1")
-    for line in text.splitlines():
+    for line in _lines(text):
         line = line.strip().lower()  # noqa: PLW2901 - the line without its ends is the line
         if not line or line.startswith("#"):
             continue
@@ -84,12 +88,13 @@ def is_descriptor(head: bytes) -> bool:
 
 def parse_descriptor(data: bytes, name: str) -> Descriptor:
     """Parse a descriptor that ends at the first NUL; raises CorruptImage for a line that looks like an extent but is
-    none, because an extent that is passed over shifts every byte behind it.
+    none, because an extent that is passed over shifts every byte behind it, and for a parentCID that is no number,
+    because a delta that is taken for a whole disk reads as zero where its parent has data.
     """
     text = _decoded(data.split(b"\0", 1)[0])
     values: dict[str, str] = {}
     extents: list[ExtentLine] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(text), 1):
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
             continue
@@ -99,7 +104,12 @@ def parse_descriptor(data: bytes, name: str) -> Descriptor:
             extents.append(_extent_line(stripped, number, name))
         elif match := _KEY_LINE.match(stripped):
             # qemu and VMware take the first of two equal keys.
-            values.setdefault(match["key"].lower(), match["value"].strip('"'))
+            values.setdefault(match["key"].lower(), match["value"].strip().strip('"'))
+    parent_cid = values.get("parentcid")
+    if parent_cid is not None and _hexadecimal(parent_cid) is None:
+        raise CorruptImage(
+            f"{name}: the descriptor's parentCID is {printable(parent_cid, 40)!r}, expected 8 hexadecimal digits"
+        )
     return Descriptor(values, tuple(extents))
 
 
@@ -121,18 +131,23 @@ def _extent_line(line: str, number: int, name: str) -> ExtentLine:
 
 def _decoded(data: bytes) -> str:
     """Decode with the descriptor's own `encoding`, which is itself written in ASCII."""
-    latin = data.decode("latin-1")
-    match = re.search(r'^\s*encoding\s*=\s*"?([\w.:-]{1,40})', latin, re.IGNORECASE | re.MULTILINE)
-    encoding = match[1] if match else "utf-8"
+    match = _ENCODING_LINE.search(data)
+    encoding = match[1].decode("ascii") if match else "utf-8"
     try:
-        if codecs.lookup(encoding).name in _NOT_TEXT:
+        if codecs.lookup(encoding).name in _NOT_TEXT or _ASCII.decode(encoding) != _ASCII.decode("ascii"):
             encoding = "utf-8"
         return data.decode(encoding, "surrogateescape")
     except (LookupError, UnicodeError, ValueError):
         return data.decode("utf-8", "surrogateescape")
 
 
-_NOT_TEXT = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf-7", "mbcs", "oem"})
+_NOT_TEXT = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined", "utf-7", "mbcs", "oem"})
+"""Codecs that read ASCII letters as they are, and escapes in them as something else."""
+
+
+def _lines(text: str) -> list[str]:
+    """Split at LF, CR LF and CR alone: `splitlines` would also begin a line at U+2028 and the like, inside a name."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _hexadecimal(text: str | None) -> int | None:

@@ -130,7 +130,8 @@ def _embedded_descriptor(source: ByteSource, header: SparseHeader, findings: lis
 
 def _require_alone(source: ByteSource, descriptor: Descriptor) -> None:
     """Refuse what would need another file."""
-    if descriptor.parent_cid != NO_PARENT:
+    # Without parentCID a parent's name is all that tells a delta, whose holes are not zeroes.
+    if descriptor.parent_cid != NO_PARENT or ("parentcid" not in descriptor.values and descriptor.parent_file_name):
         hint = printable(descriptor.parent_file_name)
         raise UnsupportedFeature(
             f"{source.name}: the disk is a delta of a parent ({hint!r}, CID {descriptor.parent_cid:08x}); "

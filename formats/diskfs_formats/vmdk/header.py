@@ -65,8 +65,8 @@ MAX_COMPRESSED_GRAIN_SECTORS = 1 << 15
 """16 MiB: a compressed grain is inflated whole, so its size bounds the memory of one read."""
 MAX_TABLE_ENTRIES = 4096
 """Entries of a grain table; 512 in every file seen, qemu takes at most 512, VirtualBox any power of two from 128."""
-MAX_CAPACITY = 1 << 54
-"""Sectors; keeps every byte offset below 2**63."""
+MAX_CAPACITY = (1 << 54) - 1
+"""Sectors; keeps the size in bytes, and so every offset, below 2**63."""
 FOOTER_SEARCH = 1 << 20
 """Bytes before the end in which a footer that is not exactly at the end is looked for (trailing padding)."""
 
@@ -155,7 +155,7 @@ def read_footer(source: ByteSource, header: SparseHeader) -> SparseHeader:
 
 
 def _exact_footer(source: ByteSource, end: int) -> int | None:
-    """Return the footer's offset if footer marker, footer and end-of-stream marker are the last three sectors."""
+    """Return the footer's offset if footer marker and footer stand where only the end-of-stream marker follows."""
     tail = source.read_at(end - 3 * SECTOR, 3 * SECTOR)
     return end - 2 * SECTOR if _is_footer_marker(tail[:SECTOR], tail[SECTOR:]) else None
 

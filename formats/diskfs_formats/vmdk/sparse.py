@@ -19,10 +19,13 @@ from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.inflate import InflateError, inflate_zlib
 from diskfs_formats.mapped import MappedImage
 from diskfs_formats.source import Buffer, ByteSource
-from diskfs_formats.vmdk.header import GD_AT_END, SECTOR, SparseHeader
+from diskfs_formats.vmdk.header import FLAG_ZEROED_GRAIN, GD_AT_END, SECTOR, SparseHeader
 
-TABLES_KEPT = 4 << 20
-"""Bytes of grain tables kept per disk: 2048 tables of 512 entries map 64 GiB."""
+TABLES_KEPT = 12 << 20
+"""Memory of the grain tables kept per disk: 2200 tables of 512 entries map 70 GiB of 64 KiB grains."""
+_TABLE_OVERHEAD = 512
+_ENTRY_COST = 10
+"""Memory of a table (measured) and of each of its entries: the entry, the end of its run, its place in the order."""
 _UNALLOCATED = 0
 _ZEROED = 1
 _GRAIN_MARKER = struct.Struct("<QI")
@@ -49,7 +52,7 @@ class GrainTable:
             if joins:
                 run_ends[index] = run_ends[index + 1]
         self.run_ends = run_ends
-        self.ordered = sorted(set(entries)) if header.compressed else []
+        self.ordered = array("I", sorted(set(entries)) if header.compressed else ())
 
     def following(self, entry: int) -> int | None:
         """Return the lowest entry above `entry`: the next record, if this table knows one."""
@@ -73,9 +76,10 @@ class SparseExtent(MappedImage):
         self._table_span = header.table_entries * header.grain_size
         self._max_record = align_up(_GRAIN_MARKER.size + 2 * header.grain_size, SECTOR)
         self._metadata = _metadata_ranges(source, header)
+        self._limits = sorted([*(start for start, _ in self._metadata), source.size])
         self._directory = open_directory(source, header, header.gd_offset, "grain directory")
         self._tables: OrderedDict[int, GrainTable] = OrderedDict()
-        self._tables_kept = max(16, TABLES_KEPT // (header.table_entries * 4))
+        self._tables_kept = max(16, TABLES_KEPT // (_TABLE_OVERHEAD + header.table_entries * _ENTRY_COST))
         self._lock = threading.Lock()
 
     def lookup(self, offset: int, /) -> Extent:
@@ -118,10 +122,10 @@ class SparseExtent(MappedImage):
                 self._tables.move_to_end(number)
                 return table
         offset = sector * SECTOR
-        if self._is_metadata(offset):
+        if self._is_metadata(offset, table_length(self._header, number) * 4):
             raise CorruptImage(
-                f"{self._name}: grain directory entry {number} is sector {sector:#x}, which holds the header, the "
-                "descriptor or a directory"
+                f"{self._name}: grain directory entry {number} is sector {sector:#x}, where a table would overlap the "
+                "header, the descriptor or a directory"
             )
         table = GrainTable(read_table(self._source, self._header, number, offset), self._header)
         with self._lock:
@@ -141,6 +145,11 @@ class SparseExtent(MappedImage):
         if entry == _ZEROED and self._header.has_zeroed_grains:
             return Extent(start, end - start, ExtentKind.ZERO)
         stored_at = entry * SECTOR
+        if entry == _ZEROED:
+            raise CorruptImage(
+                f"{self._name}: grain {first}: grain table entry is 1, which only header flag {FLAG_ZEROED_GRAIN:#x} "
+                f"would make a zeroed grain; the flags are {self._header.flags:#010x}"
+            )
         if self._is_metadata(stored_at):
             raise CorruptImage(
                 f"{self._name}: grain {first}: grain table entry is sector {entry:#x}, which holds the header, the "
@@ -151,17 +160,18 @@ class SparseExtent(MappedImage):
         return self._plain(start, end, first, stored_at)
 
     def _plain(self, start: int, end: int, first: int, stored_at: int) -> Extent:
-        """Return a run of grains stored as they are; only its part inside the file if the file ends early."""
-        available = self._source.size - stored_at
-        if available < end - start:
-            # A run is cut at the grain that leaves the file, so that only the reads of that grain fail.
-            whole = max(available, 0) // self._grain_size * self._grain_size
+        """Return a run of grains stored as they are; only its part before the file's end or the next metadata."""
+        at = bisect.bisect_right(self._limits, stored_at)
+        limit = self._limits[at] if at < len(self._limits) else self._source.size
+        if limit - stored_at < end - start:
+            # A run is cut at the grain that goes too far, so that only the reads of that grain fail.
+            whole = max(limit - stored_at, 0) // self._grain_size * self._grain_size
             if whole == 0:
-                raise TruncatedImage(
-                    f"{self._name}: grain {first} at offset {stored_at:#x} needs "
-                    f"{min(self._grain_size, end - start)} bytes, the file ends at {self._source.size:#x}: the file "
-                    "is incomplete"
-                )
+                needed = min(self._grain_size, end - start)
+                problem = f"{self._name}: grain {first} at offset {stored_at:#x} needs {needed} bytes, "
+                if limit < self._source.size:
+                    raise CorruptImage(f"{problem}and the descriptor or a directory begins at {limit:#x}")
+                raise TruncatedImage(f"{problem}the file ends at {self._source.size:#x}: the file is incomplete")
             end = start + whole
         return Extent(start, end - start, ExtentKind.DATA, Stored(self._source, stored_at, end - start))
 
@@ -203,8 +213,8 @@ class SparseExtent(MappedImage):
             raise CorruptImage(f"{where}: it inflates to {len(data)} bytes, expected {needed}")
         return data
 
-    def _is_metadata(self, offset: int) -> bool:
-        return any(start <= offset < end for start, end in self._metadata)
+    def _is_metadata(self, offset: int, length: int = 1) -> bool:
+        return any(start < offset + length and offset < end for start, end in self._metadata)
 
 
 def open_directory(source: ByteSource, header: SparseHeader, gd_offset: int, title: str) -> EntryTable:
@@ -221,10 +231,14 @@ def open_directory(source: ByteSource, header: SparseHeader, gd_offset: int, tit
     return EntryTable(source, gd_offset * SECTOR, header.table_count)
 
 
+def table_length(header: SparseHeader, number: int) -> int:
+    """Return how many entries of grain table `number` lie within the capacity."""
+    return min(header.table_entries, -(-header.capacity // header.grain_sectors) - number * header.table_entries)
+
+
 def read_table(source: ByteSource, header: SparseHeader, number: int, offset: int) -> "array[int]":
     """Return the entries of grain table `number` at `offset` that lie within the capacity."""
-    count = min(header.table_entries, -(-header.capacity // header.grain_sectors) - number * header.table_entries)
-    return read_entries(source, offset, count, "I", swap=sys.byteorder != "little")
+    return read_entries(source, offset, table_length(header, number), "I", swap=sys.byteorder != "little")
 
 
 def _metadata_ranges(source: ByteSource, header: SparseHeader) -> list[tuple[int, int]]:

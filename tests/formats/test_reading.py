@@ -1,0 +1,456 @@
+"""The reading engine: what is read together, what is decoded once, and what an error reaches."""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from diskfs_formats.errors import CorruptImage
+from diskfs_formats.extents import Extent, ExtentKind, Stored
+from diskfs_formats.reading import MAX_MERGED, MERGE_GAP, ReadingEngine, UnitCache, is_plain_data, zeroes
+from diskfs_formats.source import Buffer, MemorySource
+
+UNIT = 1000
+PATIENCE = 30
+"""Seconds after which a test that should never wait is stuck."""
+
+
+class CountingSource(MemorySource):
+    """Counts reads."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data, "counting")
+        self.reads: list[tuple[int, int]] = []
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        self.reads.append((offset, length))
+        return super().read_at(offset, length)
+
+
+class RangeSource(CountingSource):
+    """Takes several ranges at once, as remote sources do."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.requests: list[list[tuple[int, int]]] = []
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]], /) -> list[bytes]:
+        self.requests.append(list(ranges))
+        return [MemorySource.read_at(self, offset, length) for offset, length in ranges]
+
+
+class Decoder:
+    """Units whose bytes are their record's, inverted; counts, waits and fails on demand."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.errors: dict[int, Exception] = {}
+        self.gates: dict[int, threading.Event] = {}
+        self.entered: dict[int, threading.Event] = {}
+
+    def extent(self, source: MemorySource, number: int, *, skip: int = 0, length: int = UNIT) -> Extent:
+        stored = Stored(source, number * UNIT, UNIT, self._decoding(number), skip)
+        return Extent(number * UNIT + skip, length, ExtentKind.DATA, stored)
+
+    def _decoding(self, number: int) -> Callable[[Buffer], Buffer]:
+        def decode(record: Buffer) -> Buffer:
+            self.counts[number] += 1
+            if number in self.entered:
+                self.entered[number].set()
+            if number in self.gates:
+                assert self.gates[number].wait(PATIENCE)
+            if number in self.errors:
+                raise self.errors[number]
+            return inverted(bytes(record))
+
+        return decode
+
+
+def inverted(data: bytes) -> bytes:
+    return bytes(255 - byte for byte in data)
+
+
+def sample(units: int = 64) -> bytes:
+    return random.Random(units).randbytes(units * UNIT)
+
+
+def plain(source: MemorySource, offset: int, stored_at: int, length: int) -> Extent:
+    return Extent(offset, length, ExtentKind.DATA, Stored(source, stored_at, length))
+
+
+# ---- plain data ----
+
+
+def test_neighbouring_runs_are_one_read() -> None:
+    source = CountingSource(sample())
+    extents = [plain(source, at, 500 + at, 100) for at in range(0, 1000, 100)]
+    assert ReadingEngine().read(extents) == source.read_at(500, 1000)
+    assert source.reads[:-1] == [(500, 1000)]
+
+
+def test_runs_that_do_not_touch_are_read_apart_and_in_order() -> None:
+    source = CountingSource(sample())
+    extents = [plain(source, 0, 300, 100), plain(source, 100, 100, 100), plain(source, 200, 201, 99)]
+    data = sample()
+    assert ReadingEngine().read(extents) == data[300:400] + data[100:200] + data[201:300]
+    assert source.reads == [(300, 100), (100, 100), (201, 99)]
+
+
+def test_neighbours_in_two_sources_are_not_joined() -> None:
+    one, two = CountingSource(b"a" * 200), CountingSource(b"b" * 200)
+    assert ReadingEngine().read([plain(one, 0, 0, 100), plain(two, 100, 100, 100)]) == b"a" * 100 + b"b" * 100
+    assert (one.reads, two.reads) == ([(0, 100)], [(100, 100)])
+
+
+def test_zeroes_between_runs_cost_no_read() -> None:
+    source = CountingSource(b"a" * 200)
+    extents = [
+        plain(source, 0, 0, 100),
+        Extent(100, 50, ExtentKind.ZERO),
+        Extent(150, 3 << 20, ExtentKind.HOLE),
+        plain(source, 150 + (3 << 20), 100, 100),
+    ]
+    assert ReadingEngine().read(extents) == b"a" * 100 + bytes(50 + (3 << 20)) + b"a" * 100
+    assert len(source.reads) == 2
+
+
+def test_nothing_is_read_for_an_empty_request() -> None:
+    assert ReadingEngine().read([]) == b""
+
+
+@pytest.mark.parametrize("length", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 << 20])
+def test_zeroes_are_as_many_as_asked(length: int) -> None:
+    assert b"".join(zeroes(length)) == bytes(length)
+
+
+def test_what_is_plain_data() -> None:
+    source = MemorySource(bytes(2000))
+    assert is_plain_data(plain(source, 0, 0, 1))
+    assert not is_plain_data(Extent(0, 1, ExtentKind.ZERO))
+    assert not is_plain_data(Decoder().extent(source, 0))
+
+
+# ---- encoded units ----
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 64])
+def test_units_come_in_order_however_many_threads_decode(workers: int, count: int) -> None:
+    source, decoder = CountingSource(sample()), Decoder()
+    engine = ReadingEngine(workers=workers)
+    assert engine.read(decoder.extent(source, number) for number in range(count)) == inverted(sample())[: count * UNIT]
+    assert source.reads == [(0, count * UNIT)]
+    assert set(decoder.counts.values()) == {1}
+
+
+def test_part_of_a_unit() -> None:
+    source, decoder, engine = MemorySource(sample()), Decoder(), ReadingEngine()
+    for skip, length in ((0, 1), (1, 998), (999, 1), (500, 500), (0, 1000)):
+        expected = inverted(sample())[3 * UNIT + skip : 3 * UNIT + skip + length]
+        assert engine.read([decoder.extent(source, 3, skip=skip, length=length)]) == expected
+    assert decoder.counts[3] == 1
+
+
+def test_two_parts_of_one_unit_in_one_request() -> None:
+    # A child's own data between two parts of one compressed unit of its parent.
+    source, decoder, engine = CountingSource(sample()), Decoder(), ReadingEngine()
+    own = MemorySource(b"x" * 100)
+    extents = [
+        decoder.extent(source, 3, length=400),
+        plain(own, 3400, 0, 100),
+        decoder.extent(source, 3, skip=500, length=500),
+    ]
+    unit = inverted(sample())[3000:4000]
+    assert engine.read(extents) == unit[:400] + b"x" * 100 + unit[500:]
+    assert decoder.counts[3] == 1
+    assert source.reads == [(3000, 1000)]
+
+
+def test_records_near_each_other_are_read_at_once_and_far_ones_apart() -> None:
+    data = sample(1) + bytes(MERGE_GAP) + sample(1) + bytes(MERGE_GAP + 1) + sample(1)
+    source, decoder = CountingSource(data), Decoder()
+    places = [0, UNIT + MERGE_GAP, 3 * UNIT + 2 * MERGE_GAP + 1 - UNIT]
+    extents = [
+        Extent(number * UNIT, UNIT, ExtentKind.DATA, Stored(source, place, UNIT, decoder._decoding(number)))
+        for number, place in enumerate(places)
+    ]
+    assert ReadingEngine().read(reversed(extents)) == inverted(sample(1)) * 3
+    assert sorted(source.reads) == [(0, 2 * UNIT + MERGE_GAP), (places[2], UNIT)]
+
+
+def test_one_merged_read_is_bounded() -> None:
+    count = MAX_MERGED // (1 << 20) + 3
+    source = CountingSource(bytes(count << 20))
+    extents = [
+        Extent(at << 20, 1 << 20, ExtentKind.DATA, Stored(source, at << 20, 1 << 20, lambda record: record))
+        for at in range(count)
+    ]
+    ReadingEngine(cache_size=0).read(extents)
+    assert sorted(source.reads) == [(0, MAX_MERGED), (MAX_MERGED, 3 << 20)]
+
+
+def test_a_source_that_takes_ranges_gets_all_at_once() -> None:
+    data = sample() + bytes(100_000)
+    source, decoder = RangeSource(data * 3), Decoder()
+    step = len(data)
+    extents = [
+        Extent(number * UNIT, UNIT, ExtentKind.DATA, Stored(source, place, UNIT, decoder._decoding(number)))
+        for number, place in enumerate((2 * step, 0, step))
+    ]
+    assert ReadingEngine().read(extents) == inverted(sample())[:UNIT] * 3
+    assert source.requests == [[(0, UNIT), (step, UNIT), (2 * step, UNIT)]]
+
+
+def test_units_of_two_sources_in_one_request() -> None:
+    decoder = Decoder()
+    sources = [CountingSource(sample()), CountingSource(inverted(sample()))]
+    extents = [decoder.extent(sources[number % 2], number) for number in range(8)]
+    expected = b"".join(
+        (sample() if number % 2 else inverted(sample()))[number * UNIT : (number + 1) * UNIT] for number in range(8)
+    )
+    assert ReadingEngine(workers=2).read(extents) == expected
+
+
+# ---- the cache ----
+
+
+def test_the_cache_stays_within_its_bound() -> None:
+    source, decoder = MemorySource(sample()), Decoder()
+    engine = ReadingEngine(workers=2, cache_size=10 * UNIT)
+    for start in range(0, 64, 8):
+        engine.read(decoder.extent(source, number) for number in range(start, start + 8))
+        assert engine.cache._size == sum(len(unit) for unit in engine.cache._units.values()) <= 10 * UNIT
+    assert len(engine.cache._units) == 10
+    engine.read([decoder.extent(source, 63)])
+    assert decoder.counts[63] == 1
+    engine.read([decoder.extent(source, 0)])
+    assert decoder.counts[0] == 2
+
+
+def test_the_least_recently_used_unit_goes_first() -> None:
+    source, cache = MemorySource(b""), UnitCache(3)
+    for number in (1, 2, 3):
+        cache.settle((source, number, 0), b"x")
+    assert cache.get((source, 1, 0)) == b"x"
+    cache.settle((source, 4, 0), b"x")
+    assert cache.get((source, 2, 0)) is None
+    assert cache.get((source, 1, 0)) == b"x"
+
+
+def test_a_unit_larger_than_the_cache_is_not_kept_and_drives_nothing_out() -> None:
+    source, cache = MemorySource(b""), UnitCache(3)
+    cache.settle((source, 1, 0), b"x")
+    cache.settle((source, 2, 0), b"1234")
+    assert cache.get((source, 1, 0)) == b"x"
+    assert cache.get((source, 2, 0)) is None
+
+
+def test_a_unit_kept_twice_is_counted_once() -> None:
+    source, cache = MemorySource(b""), UnitCache(10)
+    for unit in (b"12345", b"123", b"1234"):
+        cache.settle((source, 1, 0), unit)
+    assert cache._size == 4
+
+
+def test_closing_a_source_forgets_its_units_only() -> None:
+    one, two, decoder, engine = MemorySource(sample()), MemorySource(sample()), Decoder(), ReadingEngine()
+    for source in (one, two):
+        engine.read([decoder.extent(source, 1), decoder.extent(source, 2)])
+    engine.cache.forget(one)
+    assert {key[0] for key in engine.cache._units} == {two}
+    assert engine.cache._size == 2 * UNIT
+
+
+def test_one_record_that_two_units_share_is_decoded_for_each() -> None:
+    source, engine = MemorySource(sample()), ReadingEngine()
+    decoded: list[int] = []
+
+    def decoding(number: int) -> Callable[[Buffer], Buffer]:
+        def decode(record: Buffer) -> Buffer:
+            decoded.append(number)
+            return bytes(record)
+
+        return decode
+
+    for number in (5, 6, 5):
+        engine.read([Extent(number * UNIT, UNIT, ExtentKind.DATA, Stored(source, 0, UNIT, decoding(number)))])
+    assert decoded == [5, 6]
+
+
+# ---- ready bytes ----
+
+
+def test_a_kept_unit_is_ready() -> None:
+    source, decoder, engine = MemorySource(sample()), Decoder(), ReadingEngine()
+    part = decoder.extent(source, 4, skip=10, length=20)
+    assert engine.unit_if_ready(part) is None
+    engine.read([decoder.extent(source, 4)])
+    assert engine.unit_if_ready(part) == inverted(sample())[4010:4030]
+
+
+def test_a_record_at_hand_is_decoded_here_and_kept() -> None:
+    source, decoder, engine = CountingSource(sample()), Decoder(), ReadingEngine()
+    part = decoder.extent(source, 4, skip=10, length=20)
+    assert engine.decode_if_ready(part, lambda offset, length: None) is None
+    for _ in range(2):
+        assert engine.decode_if_ready(part, source.read_if_ready) == inverted(sample())[4010:4030]
+    assert decoder.counts[4] == 1
+
+
+# ---- threads ----
+
+
+def test_readers_of_one_unit_decode_it_once() -> None:
+    source, decoder, engine = CountingSource(sample()), Decoder(), ReadingEngine(workers=2)
+    decoder.gates[3], decoder.entered[3] = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(engine.read, [decoder.extent(source, 3)])
+        assert decoder.entered[3].wait(PATIENCE)
+        others = [pool.submit(engine.read, [decoder.extent(source, 3, skip=skip, length=1)]) for skip in range(7)]
+        wait_until(lambda: waiters(engine) == 7)
+        decoder.gates[3].set()
+        assert first.result(PATIENCE) == inverted(sample())[3000:4000]
+        assert [other.result(PATIENCE) for other in others] == [
+            inverted(sample())[3000 + skip : 3001 + skip] for skip in range(7)
+        ]
+    assert decoder.counts[3] == 1
+    assert len(source.reads) == 1
+
+
+def test_an_error_reaches_every_reader_of_the_unit_and_is_not_kept() -> None:
+    source, decoder, engine = CountingSource(sample()), Decoder(), ReadingEngine(workers=2)
+    decoder.gates[3], decoder.entered[3] = threading.Event(), threading.Event()
+    decoder.errors[3] = CorruptImage("grain 3")
+    with ThreadPoolExecutor(8) as pool:
+        readers = [pool.submit(engine.read, [decoder.extent(source, 3)])]
+        assert decoder.entered[3].wait(PATIENCE)
+        readers += [pool.submit(engine.read, [decoder.extent(source, 3)]) for _ in range(7)]
+        wait_until(lambda: waiters(engine) == 7)
+        decoder.gates[3].set()
+        for reader in readers:
+            with pytest.raises(CorruptImage, match="grain 3"):
+                reader.result(PATIENCE)
+    assert decoder.counts[3] == 1
+    del decoder.errors[3]
+    assert engine.read([decoder.extent(source, 3)]) == inverted(sample())[3000:4000]
+
+
+@pytest.mark.parametrize("units", [2, 8])
+def test_a_damaged_unit_does_not_fail_those_who_wait_for_its_neighbour(units: int) -> None:
+    # One reader wants units 0 to 7, of which 0 is damaged; another wants only the last, and finds it claimed.
+    source, decoder, engine = CountingSource(sample()), Decoder(), ReadingEngine(workers=1)
+    decoder.gates[0], decoder.entered[0] = threading.Event(), threading.Event()
+    decoder.errors[0] = CorruptImage("grain 0")
+    with ThreadPoolExecutor(2) as pool:
+        both = pool.submit(engine.read, [decoder.extent(source, number) for number in range(units)])
+        assert decoder.entered[0].wait(PATIENCE)
+        other = pool.submit(engine.read, [decoder.extent(source, units - 1)])
+        wait_until(lambda: waiters(engine) == 1)
+        decoder.gates[0].set()
+        with pytest.raises(CorruptImage, match="grain 0"):
+            both.result(PATIENCE)
+        assert other.result(PATIENCE) == inverted(sample())[(units - 1) * UNIT : units * UNIT]
+    assert not engine.cache._pending
+
+
+def test_a_failed_read_does_not_fail_those_who_wait() -> None:
+    class FailingOnce(CountingSource):
+        def __init__(self, data: bytes) -> None:
+            super().__init__(data)
+            self.entered = threading.Event()
+            self.gate = threading.Event()
+
+        def read_at(self, offset: int, length: int, /) -> bytes:
+            data = super().read_at(offset, length)
+            if len(self.reads) == 1:
+                self.entered.set()
+                assert self.gate.wait(PATIENCE)
+                raise CorruptImage("a bad sector")
+            return data
+
+    source, decoder, engine = FailingOnce(sample()), Decoder(), ReadingEngine()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(engine.read, [decoder.extent(source, 0), decoder.extent(source, 1)])
+        assert source.entered.wait(PATIENCE)
+        second = pool.submit(engine.read, [decoder.extent(source, 1)])
+        wait_until(lambda: waiters(engine) == 1)
+        source.gate.set()
+        with pytest.raises(CorruptImage, match="bad sector"):
+            first.result(PATIENCE)
+        assert second.result(PATIENCE) == inverted(sample())[UNIT : 2 * UNIT]
+    assert not engine.cache._pending
+
+
+@pytest.mark.parametrize("count", [2, 16])
+def test_an_error_leaves_no_claim_behind(count: int) -> None:
+    source, decoder, engine = MemorySource(sample()), Decoder(), ReadingEngine(workers=4)
+    for number in range(0, count, 2):
+        decoder.errors[number] = CorruptImage(f"grain {number}")
+    with pytest.raises(CorruptImage):
+        engine.read(decoder.extent(source, number) for number in range(count))
+    assert not engine.cache._pending
+
+
+def test_an_interruption_is_not_handed_to_other_readers() -> None:
+    source, engine = MemorySource(sample()), ReadingEngine()
+    calls = []
+
+    def decode(record: Buffer) -> Buffer:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return bytes(record)
+
+    extent = Extent(0, UNIT, ExtentKind.DATA, Stored(source, 0, UNIT, decode))
+    with pytest.raises(KeyboardInterrupt):
+        engine.read([extent])
+    assert not engine.cache._pending
+    assert engine.read([extent]) == sample()[:UNIT]
+
+
+def test_many_readers_few_workers_and_a_tiny_cache_never_wait_for_each_other_for_ever() -> None:
+    source, decoder = MemorySource(sample()), Decoder()
+    engine = ReadingEngine(workers=2, cache_size=3 * UNIT)
+    decoder.errors = {number: CorruptImage(f"grain {number}") for number in (13, 50)}
+    expected = inverted(sample())
+    deadline = time.monotonic() + 1.5
+
+    def read(seed: int) -> int:
+        chance, reads = random.Random(seed), 0
+        while time.monotonic() < deadline:
+            start = chance.randrange(64)
+            end = min(64, start + chance.choice((1, 2, 5, 16, 40)))
+            numbers = list(range(start, end))
+            if seed % 3 == 0:
+                numbers.reverse()
+            try:
+                found = engine.read(decoder.extent(source, number) for number in numbers)
+            except CorruptImage as error:
+                assert any(str(error) == f"grain {number}" for number in numbers)  # noqa: PT017 - which one is checked
+            else:
+                assert not {13, 50} & set(numbers)
+                assert found == b"".join(expected[number * UNIT : (number + 1) * UNIT] for number in numbers)
+            reads += 1
+        return reads
+
+    with ThreadPoolExecutor(32) as pool:
+        readers: list[Future[int]] = [pool.submit(read, seed) for seed in range(32)]
+        assert all(reader.result(PATIENCE) for reader in readers)
+    assert not engine.cache._pending
+    assert engine.cache._size <= 3 * UNIT
+
+
+def waiters(engine: ReadingEngine) -> int:
+    """Return how many threads wait for another's decoding."""
+    return sum(pending.waiting for pending in list(engine.cache._pending.values()))
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
