@@ -23,14 +23,13 @@ def run(options: argparse.Namespace) -> int:
     if sys.stdout.isatty():
         print_error("standard output is a terminal; redirect it to a file or a pipe")
         return exit_codes.USAGE
-    from diskfs.cli.selection import select
-    from diskfs.disks.opening import open_source
+    from diskfs.cli.selection import open_from, select
     from diskfs.disks.streaming import read_ahead
     from diskfs_formats.source import require_range
 
     # A reader that has seen enough ends this command as it ends cat(1): silently, by SIGPIPE.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    with open_source(options.source, format_name=options.format, parents=options.parent) as opened:
+    with open_from(options) as opened:
         image = select(opened, options.disk, options.partition)
         length = image.size - options.offset if options.length is None else options.length
         require_range(image, options.offset, length)

@@ -12,21 +12,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_source(parser)
     add_json(parser)
+    parser.add_argument("--chain", action="store_true", help="name every file of a chain of parents")
 
 
 def run(options: argparse.Namespace) -> int:
     """Describe a source; fails if a disk of it cannot be opened, after describing the others."""
-    from diskfs.disks.opening import open_source
+    from diskfs.cli.selection import open_from
     from diskfs.guest.description import describe_source
 
-    with open_source(options.source, format_name=options.format, parents=options.parent) as opened:
+    with open_from(options) as opened:
         if opened.disks:
             opened.require_a_disk()
         description = describe_source(opened)
     if options.json:
         print_json(description)
     else:
-        _print(description)
+        _print(description, chain=options.chain)
     code = exit_codes.DONE
     for disk in description["disks"]:
         if "error" in disk:
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _print(description: dict[str, Any]) -> None:
+def _print(description: dict[str, Any], *, chain: bool) -> None:
     disks = description["disks"]
     kind = {"ova": "appliance (OVA)", "ovf": "appliance (OVF)"}.get(description["container"], "image")
     print_line(f"{description['source']}: {kind}, {len(disks)} disk{'s' * (len(disks) != 1)}")
@@ -50,6 +51,11 @@ def _print(description: dict[str, Any]) -> None:
         print_line(f"  format        {form}")
         print_line(f"  virtual size  {human_size(disk['virtual_size'])} ({disk['virtual_size']} bytes)")
         print_line(f"  file size     {human_size(disk['file_size'])} ({disk['file_size']} bytes)")
+        if chain:
+            for depth, link in enumerate(disk["chain"]):
+                print_line(f"  chain {depth:<8}{link['name']} ({link['format']} {link['variant']})")
+        elif disk["parent"]:
+            print_line(f"  parent        {disk['parent']}")
         if disk["filesystem"]:
             print_line(f"  file system   {disk['filesystem']} on the whole disk")
         _print_partitions(disk["partition_table"])

@@ -19,10 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the map of a disk or partition."""
-    from diskfs.cli.selection import select
-    from diskfs.disks.opening import open_source
+    from diskfs.cli.selection import open_from, select
 
-    with open_source(options.source, format_name=options.format, parents=options.parent) as opened:
+    with open_from(options) as opened:
         entries = joined(map_entries(select(opened, options.disk, options.partition).extents()))
         if options.json:
             _print_json(entries)

@@ -46,7 +46,11 @@ def _serve(options: argparse.Namespace, mountpoint: Path, ready: Callable[[list[
     extra = tuple(word for group in options.options for word in group.split(",") if word)
     allow_other = options.allow_other or "allow_other" in extra
     mount_options = MountOptions(
-        options.format, tuple(options.parent), allow_other, tuple(word for word in extra if word != "rw")
+        options.format,
+        tuple(options.parent),
+        options.allow_missing_parent,
+        allow_other,
+        tuple(word for word in extra if word != "rw"),
     )
     serve(options.source, mountpoint, mount_options, ready)
     return exit_codes.DONE

@@ -42,6 +42,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="the parent of a differencing image, where it is not beside it; again for the parent's parent",
     )
+    parser.add_argument(
+        "--allow-missing-parent", action="store_true", help="read what only a missing parent has as zero"
+    )
 
 
 def add_disk(parser: argparse.ArgumentParser) -> None:

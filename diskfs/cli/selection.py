@@ -1,9 +1,21 @@
-"""Which disk or partition of a source a command works on."""
+"""Which source, disk or partition a command works on."""
 
-from diskfs.disks.opening import OpenedSource
+import argparse
+
+from diskfs.disks.opening import OpenedSource, open_source
 from diskfs.disks.partitions import partition_slices
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.errors import UnknownFormat
+
+
+def open_from(options: argparse.Namespace) -> OpenedSource:
+    """Open the source that the options of `add_source` name; raises DiskfsError."""
+    return open_source(
+        options.source,
+        format_name=options.format,
+        parents=options.parent,
+        allow_missing_parent=options.allow_missing_parent,
+    )
 
 
 def select(opened: OpenedSource, disk_index: int, partition_number: int | None) -> DiskImage:

@@ -27,12 +27,12 @@ def run(options: argparse.Namespace) -> int:
 
     The answer is no if damage is found; a disk that cannot be checked, because its format is not read, is a failure.
     """
-    from diskfs.disks.opening import open_source
+    from diskfs.cli.selection import open_from
     from diskfs_formats.findings import Severity
 
     found: list[dict[str, Any]] = []
     failed = unchecked = False
-    with open_source(options.source, format_name=options.format, parents=options.parent) as opened:
+    with open_from(options) as opened:
         for place, finding in _findings(opened):
             if finding.rule == UNCHECKED:
                 unchecked = True

@@ -136,16 +136,28 @@ class OpenedSource:
         self.close()
 
 
-def open_source(location: str, *, format_name: str | None = None, parents: Sequence[str] = ()) -> OpenedSource:
+def open_source(
+    location: str,
+    *,
+    format_name: str | None = None,
+    parents: Sequence[str] = (),
+    allow_missing_parent: bool = False,
+) -> OpenedSource:
     """Open a path: an appliance with all its disks, or one image.
 
     `format_name` states the format instead of detecting it, `parents` the files of its parents, nearest first,
-    instead of looking beside the image for the names it gives. Raises DiskfsError; a disk of an appliance that cannot
+    instead of looking beside the image for the names it gives; with `allow_missing_parent` one that is not there reads
+    as zero. Raises DiskfsError; a disk of an appliance that cannot
     be opened keeps its error in its own place instead.
     """
     source = open_location(location)
     try:
-        related = FolderFiles(Path(location).absolute().parent, [source], [Path(parent) for parent in parents])
+        related = FolderFiles(
+            Path(location).absolute().parent,
+            [source],
+            [Path(parent) for parent in parents],
+            allow_missing=allow_missing_parent,
+        )
         window = ProbeWindow.of(source)
         name = format_name or detect(window, source.name, list(_containers(window)))
         if name in CONTAINERS:

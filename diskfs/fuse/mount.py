@@ -34,6 +34,7 @@ class MountOptions:
 
     format_name: str | None = None
     parents: tuple[str, ...] = ()
+    allow_missing_parent: bool = False
     allow_other: bool = False
     extra: tuple[str, ...] = ()
 
@@ -45,7 +46,12 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
     fails, the mountpoint is left behind dead, so that nobody takes the folder beneath it for the disk.
     """
     _refuse_own_source(location, mountpoint)
-    with open_source(location, format_name=options.format_name, parents=options.parents) as opened:
+    with open_source(
+        location,
+        format_name=options.format_name,
+        parents=options.parents,
+        allow_missing_parent=options.allow_missing_parent,
+    ) as opened:
         opened.require_a_disk()
         warnings = [f"disk{disk.index}: {disk.error}" for disk in opened.disks if disk.error]
         tree = build_tree(opened)

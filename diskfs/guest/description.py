@@ -1,13 +1,16 @@
 """A source and its disks as the JSON that `info` prints and the mount shows (docs/schemas/info.schema.json)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diskfs.disks.opening import OpenedDisk, OpenedSource
 from diskfs.disks.partitions import partition_slices
 from diskfs.guest.filesystems import identify_filesystem
+from diskfs_formats.driver import DiskImage
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
+from diskfs_formats.mapped import MappedImage
 from diskfs_formats.source import ByteSource
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
         "file_size": disk.file_size,
         "sector_size": None,
         "parent": None,
+        "chain": [],
         "partition_table": None,
         "filesystem": None,
         "findings": [describe_finding(finding) for finding in disk.findings],
@@ -45,9 +49,12 @@ def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
         return description
     info = disk.opened.info
     table, findings = disk.partitions
+    chain = [_describe_link(image) for image in chain_of(disk.opened)]
     description.update(
         format=info.format,
         variant=info.variant,
+        parent=chain[1]["name"] if len(chain) > 1 else None,
+        chain=chain,
         virtual_size=info.virtual_size,
         sector_size=table.sector_size if table else info.sector_size,
         unit_size=info.unit_size,
@@ -57,6 +64,24 @@ def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
         findings=[describe_finding(finding) for finding in (*disk.findings, *info.findings, *findings)],
     )
     return description
+
+
+def chain_of(image: DiskImage) -> Iterator[DiskImage]:
+    """Yield an image and its parents, nearest first."""
+    link: DiskImage | None = image
+    while link is not None:
+        yield link
+        link = link.parent if isinstance(link, MappedImage) else None
+
+
+def _describe_link(image: DiskImage) -> dict[str, Any]:
+    info = image.info
+    return {
+        "name": Path(image.name).name,
+        "format": info.format,
+        "variant": info.variant,
+        "virtual_size": info.virtual_size,
+    }
 
 
 def describe_finding(finding: Finding) -> dict[str, str]:

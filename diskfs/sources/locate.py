@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diskfs.errors import SourceError, SourceNotFound
 from diskfs.sources.file import FileSource, open_beside, open_file
-from diskfs_formats.driver import DiskImage, Match, ProbeWindow
+from diskfs_formats.driver import AbsentParent, DiskImage, Match, ProbeWindow
 from diskfs_formats.errors import CorruptImage, ParentUnavailable, UnsafeReference, UnsupportedFeature
 from diskfs_formats.registry import detect, driver_named
 from diskfs_formats.text import printable
@@ -30,13 +30,21 @@ class FolderFiles:
     """The files in the folder of a local image, by bare name only.
 
     `parents` are the files that the user named for the parents up the chain, nearest first; `chain` are the files
-    that lead here, the image itself last.
+    that lead here, the image itself last. With `allow_missing` a parent that is not there reads as zero.
     """
 
-    def __init__(self, folder: Path, chain: Sequence[FileSource] = (), parents: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        chain: Sequence[FileSource] = (),
+        parents: Sequence[Path] = (),
+        *,
+        allow_missing: bool = False,
+    ) -> None:
         self._folder = folder
         self._chain = tuple(chain)
         self._parents = tuple(parents)
+        self._allow_missing = allow_missing
 
     def open(self, file_name: str, /) -> FileSource:
         require_bare_name(file_name)
@@ -50,7 +58,12 @@ class FolderFiles:
             raise UnsafeReference(str(error)) from error
 
     def open_parent(self, file_names: Sequence[str], format_name: str | None, /) -> DiskImage:
-        source = self._parent_source(file_names)
+        try:
+            source = self._parent_source(file_names)
+        except ParentUnavailable:
+            if self._allow_missing:
+                return AbsentParent()
+            raise
         try:
             if len(self._chain) >= MAX_CHAIN:
                 raise CorruptImage(f"{source.name}: the chain of parents is over {MAX_CHAIN} files long")
@@ -61,7 +74,8 @@ class FolderFiles:
             if format_name is not None and driver.probe(window) is Match.NO:
                 raise ParentUnavailable(f"{source.name}: the parent is not a {format_name} image, as its child says")
             folder = source.path.absolute().parent
-            return driver.open(source, FolderFiles(folder, (*self._chain, source), self._parents[1:]))
+            related = FolderFiles(folder, (*self._chain, source), self._parents[1:], allow_missing=self._allow_missing)
+            return driver.open(source, related)
         except BaseException:
             source.close()
             raise
@@ -86,7 +100,7 @@ class FolderFiles:
             )
         raise ParentUnavailable(
             f"{child}: its parent {wanted} is not in {printable(str(self._folder))}; put it there or name it with "
-            "--parent FILE"
+            "--parent FILE, or read zeroes in its place with --allow-missing-parent"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from diskfs_formats.errors import ParentUnavailable
 from diskfs_formats.extents import Extent
 from diskfs_formats.findings import Finding
-from diskfs_formats.source import ByteSource
+from diskfs_formats.source import ByteSource, require_range
 from diskfs_formats.text import printable
 
 HEAD_SIZE = 65536
@@ -83,9 +83,31 @@ class RelatedFiles(Protocol):
 
         `format_name` is the parent's format, None to detect it. Raises ParentUnavailable with the places that were
         looked at, UnsafeReference for anything but bare names, CorruptImage for a chain that is too long or closes
-        on itself. The caller checks that the parent is the right one.
+        on itself. The caller checks that the parent is the right one, unless it is an AbsentParent.
         """
         ...
+
+
+class AbsentParent:
+    """Stands for a parent that is missing and that the user has agreed to do without: a disk of no bytes.
+
+    What only the parent has then reads as zero. A driver does not check its identity; it has none.
+    """
+
+    name = "absent parent"
+    size = 0
+    info = ImageInfo("absent", "absent", 0)
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        require_range(self, offset, length)
+        return b""
+
+    def extents(self, offset: int = 0, length: int | None = None, /) -> Iterator[Extent]:
+        require_range(self, offset, length or 0)
+        return iter(())
+
+    def close(self) -> None:
+        pass
 
 
 class NoRelatedFiles:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from diskfs_formats.driver import ImageInfo, Match, ProbeWindow, RelatedFiles
+from diskfs_formats.driver import AbsentParent, ImageInfo, Match, ProbeWindow, RelatedFiles
 from diskfs_formats.errors import DiskfsError, TruncatedImage
 from diskfs_formats.findings import Finding, Severity
 from diskfs_formats.source import ByteSource
@@ -78,11 +78,11 @@ class _Layer:
     def has_parent(self) -> bool:
         return self.footer.disk_type is DiskType.DIFFERENCING
 
-    def open_parent(self, related: RelatedFiles) -> VhdImage:
+    def open_parent(self, related: RelatedFiles) -> VhdImage | AbsentParent:
         assert self.header is not None
         return open_parent(self.source, related, self.footer, self.header, self.findings)
 
-    def image(self, parent: VhdImage | None) -> VhdImage:
+    def image(self, parent: VhdImage | AbsentParent | None) -> VhdImage:
         info = ImageInfo(
             format="vhd",
             variant=self.footer.disk_type.name.lower(),

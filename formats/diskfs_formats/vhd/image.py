@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from diskfs_formats.binary import EntryTable
-from diskfs_formats.driver import ImageInfo
+from diskfs_formats.driver import AbsentParent, ImageInfo
 from diskfs_formats.errors import CorruptImage, TruncatedImage
 from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.mapped import MappedImage
@@ -29,7 +29,9 @@ _BITMAP_WINDOW = 512
 class VhdImage(MappedImage):
     """What every VHD has: a footer, by whose unique id a child knows its parent."""
 
-    def __init__(self, source: ByteSource, footer: Footer, info: ImageInfo, parent: "VhdImage | None" = None) -> None:
+    def __init__(
+        self, source: ByteSource, footer: Footer, info: ImageInfo, parent: "VhdImage | AbsentParent | None" = None
+    ) -> None:
         super().__init__(source.name, info, [source], parent)
         self._source = source
         self._footer = footer
@@ -89,7 +91,7 @@ class DynamicImage(VhdImage):
         footer: Footer,
         header: DynamicHeader,
         info: ImageInfo,
-        parent: VhdImage | None = None,
+        parent: VhdImage | AbsentParent | None = None,
     ) -> None:
         super().__init__(source, footer, info, parent)
         self._block_size = header.block_size
@@ -199,7 +201,7 @@ class DifferencingImage(DynamicImage):
         footer: Footer,
         header: DynamicHeader,
         info: ImageInfo,
-        parent: VhdImage | None,
+        parent: VhdImage | AbsentParent | None,
     ) -> None:
         super().__init__(source, footer, header, info, parent)
         self._bitmaps: OrderedDict[int, SectorBitmap] = OrderedDict()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from urllib.parse import unquote
 
-from diskfs_formats.driver import RelatedFiles
+from diskfs_formats.driver import AbsentParent, RelatedFiles
 from diskfs_formats.errors import CorruptImage, ParentUnavailable
 from diskfs_formats.findings import Finding, Severity
 from diskfs_formats.source import ByteSource
@@ -36,7 +36,7 @@ _DRIVES = re.compile(r"^(?:[A-Za-z]:)+")
 
 def open_parent(
     source: ByteSource, related: RelatedFiles, footer: Footer, header: DynamicHeader, findings: list[Finding]
-) -> VhdImage:
+) -> VhdImage | AbsentParent:
     """Open the parent of the differencing disk `source` and make sure that it is the right one.
 
     Only bare names reach `related`, never the paths that the image holds. Raises ParentUnavailable, CorruptImage for
@@ -45,6 +45,8 @@ def open_parent(
     if header.parent_unique_id == footer.unique_id:
         raise CorruptImage(f"{source.name}: the differencing disk names itself, {footer.unique_id}, as its parent")
     parent = related.open_parent(parent_names(source, header, findings), "vhd")
+    if isinstance(parent, AbsentParent):
+        return parent
     try:
         if not isinstance(parent, VhdImage):
             raise ParentUnavailable(f"{source.name}: its parent {parent.name} is no VHD")
