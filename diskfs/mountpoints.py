@@ -46,12 +46,12 @@ def unescape(field: str) -> str:
 def mounts() -> list[Mount]:
     """Return the mounts of diskfs that this process can see, oldest first."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    # Split at line feeds alone: the kernel escapes those in names, and not what else Python takes for a line's end.
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n"):
         fields, _, rest = line.partition(" - ")
-        kind, source, *_ = rest.split(" ")
-        if kind == FILE_SYSTEM_TYPE:
-            parts = fields.split(" ")
-            found.append(Mount(Path(unescape(parts[4])), unescape(source), parts[2]))
+        parts = fields.split(" ")
+        if rest.startswith(f"{FILE_SYSTEM_TYPE} ") and len(parts) > 4:
+            found.append(Mount(Path(unescape(parts[4])), unescape(rest.split(" ")[1]), parts[2]))
     return found
 
 

@@ -261,3 +261,12 @@ def test_a_name_from_an_image_puts_no_control_byte_anywhere(tmp_path: Path) -> N
         diskfs("info", tmp_path / "missing\x1b[31m")
     message = diskfs("info", tmp_path / "missing\x1b[31m", expect=1).stderr
     assert "\x1b" not in message
+
+
+def test_strange_names_in_other_mounts_confuse_nothing(tmp_path: Path) -> None:
+    # The kernel leaves these as they are in mountinfo; they end a line for str.splitlines.
+    source = tmp_path / "a\x85b\x1cc\u2028d e.raw"
+    source.write_bytes(bytes(MIB))
+    with mounted(source, tmp_path / "m\x1c\u2028 n") as mnt:
+        entries = json.loads(diskfs("mounts", "--json").stdout)
+        assert str(mnt) in {entry["mountpoint"] for entry in entries}
