@@ -59,6 +59,7 @@ def _may_be_vhd(window: ProbeWindow) -> bool:
 DRIVERS: tuple[FormatDriver, ...] = (
     LazyDriver("vmdk", "vmdk:VmdkDriver", _may_be_vmdk),
     LazyDriver("vhd", "vhd:VhdDriver", _may_be_vhd),
+    LazyDriver("vhdx", "vhdx:VhdxDriver", _begins_with(b"vhdxfile")),
     RawDriver(),
 )
 """In probe order; raw is what is left."""
@@ -115,7 +116,6 @@ _FOREIGN = (
     (0, b"QFI\xfb", "qcow2"),
     (0, b"QED\0", "QED"),
     (64, b"\x7f\x10\xda\xbe", "VDI"),
-    (0, b"vhdxfile", "VHDX"),
     (0, b"WithoutFreeSpace", "Parallels"),
     (0, b"WithouFreSpacExt", "Parallels"),
     (0, b"\x1f\x8b\x08", "gzip-compressed"),

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.samples import vhd_builder, vhdx_builder
 from tests.samples.vmdk_builder import NO_DESCRIPTOR, Layout, build, stamped, with_zero_grains
 
+MIB = 1 << 20
 Maker = Callable[[Path], tuple[Path | bytes, bytes]]
 """Given an empty folder, returns the image, as a file there or as bytes, and the bytes of its disk."""
 
@@ -69,6 +71,56 @@ def _qemu_converted(options: str) -> Maker:
     return make
 
 
+def _vhd(size: int, block_size: int) -> Maker:
+    def make(_folder: Path) -> tuple[bytes, bytes]:
+        builder, content = vhd_builder.filled(size, block_size)
+        return builder.build(), content
+
+    return make
+
+
+def _vhd_fixed(size: int, footer_size: int) -> Maker:
+    def make(_folder: Path) -> tuple[bytes, bytes]:
+        content = stamped(size // 512)
+        return vhd_builder.fixed(content, footer_size=footer_size), content
+
+    return make
+
+
+def _vhdx(folder: Path) -> tuple[Path, bytes]:
+    builder = vhdx_builder.VhdxBuilder(virtual_size=4 * MIB + 512 * 77, block_size=MIB)
+    content = bytearray(5 * MIB)
+    for block in (3, 0, 4):
+        data = vhdx_builder.pattern(block + 1)
+        builder.put(block, data)
+        content[block * MIB : (block + 1) * MIB] = data
+    builder.set_state(1, vhdx_builder.ZERO)
+    path = folder / "disk.vhdx"
+    path.write_bytes(builder.build())
+    return path, bytes(content[: builder.virtual_size])
+
+
+def _qemu_made(image_format: str, options: str, size: int, unit: int) -> Maker:
+    """Units written by qemu-io in shuffled order, so that none lies where a sequential writer would put it."""
+
+    def make(folder: Path) -> tuple[Path, bytes]:
+        content = bytearray(size)
+        path = folder / "disk.image"
+        create = ["qemu-img", "create", "-q", "-f", image_format, *(["-o", options] if options else [])]
+        subprocess.run([*create, str(path), str(size)], check=True)
+        units = [*range(0, size // unit, 2)]
+        random.Random(6).shuffle(units)
+        commands = []
+        for number, place in enumerate(units):
+            offset, length, value = place * unit + 512 * number, min(unit, 3 * 65536) - 512 * number, number + 1
+            commands += ["-c", f"write -q -P {value} {offset} {length}"]
+            content[offset : offset + length] = bytes([value]) * length
+        subprocess.run(["qemu-io", "-f", image_format, *commands, str(path)], check=True, capture_output=True)
+        return path, bytes(content)
+
+    return make
+
+
 def _raw(size: int) -> Maker:
     def make(_folder: Path) -> tuple[bytes, bytes]:
         content = random.Random(size).randbytes(size)
@@ -115,6 +167,18 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
         Sample("qemu monolithicSparse", _qemu_written("subformat=monolithicSparse")),
         Sample("qemu zeroed_grain", _qemu_written("subformat=monolithicSparse,zeroed_grain=on", zeroes=True)),
         Sample("qemu streamOptimized", _qemu_converted("subformat=streamOptimized")),
+    ),
+    "vhd": (
+        Sample("fixed", _vhd_fixed(300 * 512, 512)),
+        Sample("fixed, 511-byte footer", _vhd_fixed(300 * 512, 511)),
+        Sample("dynamic, shuffled", _vhd(45 * 4096, 4096)),
+        Sample("dynamic, last block cut", _vhd(20 * 4096 + 1536, 4096)),
+        Sample("qemu dynamic", _qemu_made("vpc", "force_size=on", 16 * MIB, 2 * MIB)),
+    ),
+    "vhdx": (
+        Sample("dynamic, shuffled", _vhdx),
+        Sample("qemu dynamic", _qemu_made("vhdx", "block_size=1M", 8 * MIB, MIB)),
+        Sample("qemu fixed", _qemu_made("vhdx", "subformat=fixed,block_size=1M", 8 * MIB, MIB)),
     ),
     "raw": (
         Sample("sectors", _raw(100 * 512)),
