@@ -56,10 +56,16 @@ def _may_be_vhd(window: ProbeWindow) -> bool:
     return window.head.startswith(b"conectix") or b"conectix" in window.tail
 
 
+def _may_be_vdi(window: ProbeWindow) -> bool:
+    return window.head[64:68] == b"\x7f\x10\xda\xbe"
+
+
 DRIVERS: tuple[FormatDriver, ...] = (
     LazyDriver("vmdk", "vmdk:VmdkDriver", _may_be_vmdk),
     LazyDriver("vhd", "vhd:VhdDriver", _may_be_vhd),
     LazyDriver("vhdx", "vhdx:VhdxDriver", _begins_with(b"vhdxfile")),
+    LazyDriver("qcow2", "qcow2:Qcow2Driver", _begins_with(b"QFI\xfb")),
+    LazyDriver("vdi", "vdi:VdiDriver", _may_be_vdi),
     RawDriver(),
 )
 """In probe order; raw is what is left."""
@@ -113,9 +119,7 @@ def open_image(source: ByteSource, related: RelatedFiles | None = None, *, forma
 
 _FOREIGN = (
     # offset, signature, what it is
-    (0, b"QFI\xfb", "qcow2"),
     (0, b"QED\0", "QED"),
-    (64, b"\x7f\x10\xda\xbe", "VDI"),
     (0, b"WithoutFreeSpace", "Parallels"),
     (0, b"WithouFreSpacExt", "Parallels"),
     (0, b"\x1f\x8b\x08", "gzip-compressed"),

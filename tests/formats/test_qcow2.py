@@ -1,5 +1,6 @@
 """qcow2: hand-packed images of every layout, what qemu-img and qemu-io write, and the corpus."""
 
+import functools
 import json
 import random
 import shutil
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backports import zstd
 
 from diskfs.cli.map import joined, map_entries
 from diskfs.sources.file import open_file
@@ -60,6 +60,7 @@ from tests.samples.qcow2_builder import (
     pack_extension,
     patched,
     stamped,
+    zstd_frame,
 )
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed: run scripts/setup")
@@ -659,15 +660,9 @@ def with_record(record: bytes, *, sectors: int | None = None, compression_type: 
 
 PACKERS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "deflate": (0, deflated),
-    "zstd": (ZSTD, lambda data: zstd.compress(data, 3)),
-    "zstd with a checksum": (
-        ZSTD,
-        lambda data: zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1}),
-    ),
-    "zstd without a size": (
-        ZSTD,
-        lambda data: zstd.compress(data, options={zstd.CompressionParameter.content_size_flag: 0}),
-    ),
+    "zstd": (ZSTD, zstd_frame),
+    "zstd with a checksum": (ZSTD, functools.partial(zstd_frame, checksum=True)),
+    "zstd without a size": (ZSTD, functools.partial(zstd_frame, content_size=False)),
 }
 
 

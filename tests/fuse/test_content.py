@@ -14,7 +14,7 @@ from tests.helpers import CorpusRow, corpus_rows
 
 pytestmark = pytest.mark.fuse
 
-NOT_READ = ("qcow2", "vmdk-descriptor")
+NOT_READ = ("vmdk-descriptor",)
 """Formats that this version refuses by name."""
 MEMBER = re.compile(r"(?P<appliance>.+\.ova)\.d/(?P<member>[^/]+)")
 EMPTY_HASHED = 1 << 30

@@ -7,11 +7,15 @@ everything is, so that a test can damage it.
 
 import random
 import struct
+import sys
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backports import zstd
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 SECTOR = 512
 COPIED = 1 << 63
@@ -69,6 +73,17 @@ def deflated(data: bytes, level: int = 6) -> bytes:
     """A raw deflate stream with qemu's window of 4 KiB."""
     packer = zlib.compressobj(level, zlib.DEFLATED, -12)
     return packer.compress(data) + packer.flush()
+
+
+def zstd_frame(data: bytes, level: int = 3, *, checksum: bool = False, content_size: bool = True) -> bytes:
+    """A zstd frame, with or without its optional fields."""
+    parameter = zstd.CompressionParameter
+    options = {
+        parameter.compression_level: level,
+        parameter.checksum_flag: int(checksum),
+        parameter.content_size_flag: int(content_size),
+    }
+    return zstd.compress(data, options={int(name): value for name, value in options.items()})
 
 
 def pack_extension(kind: int, data: bytes, length: int | None = None) -> bytes:
@@ -168,7 +183,7 @@ class Qcow2Builder:
     def put_compressed(self, cluster: int, data: bytes, *, level: int = 6) -> None:
         """Store a cluster compressed."""
         whole = data.ljust(self.cluster_size, b"\0")
-        record = zstd.compress(whole, 3) if self.compression_type == ZSTD else deflated(whole, level)
+        record = zstd_frame(whole) if self.compression_type == ZSTD else deflated(whole, level)
         self.clusters[cluster] = Cluster(record=record)
 
     def put_zero(self, cluster: int, *, data: bytes | None = None) -> None:

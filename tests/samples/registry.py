@@ -3,13 +3,14 @@
 A sample is made when it is needed: by a builder that packs the bytes from the specification, or by another program.
 """
 
+import functools
 import random
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.samples import vhd_builder, vhdx_builder
+from tests.samples import qcow2_builder, vdi_builder, vhd_builder, vhdx_builder
 from tests.samples.vmdk_builder import NO_DESCRIPTOR, Layout, build, stamped, with_zero_grains
 
 MIB = 1 << 20
@@ -179,6 +180,13 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
         Sample("dynamic, shuffled", _vhdx),
         Sample("qemu dynamic", _qemu_made("vhdx", "block_size=1M", 8 * MIB, MIB)),
         Sample("qemu fixed", _qemu_made("vhdx", "subformat=fixed,block_size=1M", 8 * MIB, MIB)),
+    ),
+    "qcow2": tuple(
+        Sample(name, functools.partial(qcow2_builder.make_mixture, name)) for name in qcow2_builder.MIXTURES
+    ),
+    "vdi": (
+        *(Sample(name, functools.partial(vdi_builder.make_shuffled, name)) for name in vdi_builder.SHUFFLED),
+        Sample("fixed", vdi_builder.make_fixed),
     ),
     "raw": (
         Sample("sectors", _raw(100 * 512)),
