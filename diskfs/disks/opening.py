@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from diskfs_formats.ova import Appliance, ApplianceDisk
     from diskfs_formats.partitions import PartitionTable
 
+from diskfs.disks.appliance_files import ApplianceFiles
 from diskfs.sources.file import FileSource
 from diskfs.sources.locate import FolderFiles, open_location
 from diskfs_formats.driver import DiskImage, FormatDriver, NoRelatedFiles, ProbeWindow, RelatedFiles
-from diskfs_formats.errors import DiskfsError, ImageError, UnknownFormat
+from diskfs_formats.errors import DiskfsError, ImageError, UnknownFormat, UnsupportedFeature
 from diskfs_formats.findings import Finding, Severity
 from diskfs_formats.registry import detect, driver_named
 from diskfs_formats.source import ByteSource
+from diskfs_formats.text import printable
 
 CONTAINERS = ("ova", "ovf")
 """What `--format` takes besides the names of the drivers."""
@@ -161,7 +163,7 @@ def open_source(
         window = ProbeWindow.of(source)
         name = format_name or detect(window, source.name, list(_containers(window)))
         if name in CONTAINERS:
-            return _opened_appliance(location, source, related, name)
+            return _opened_appliance(location, source, related, name, allow_missing=allow_missing_parent)
         driver = driver_named(name)
         disk = OpenedDisk(0, "", Path(location).name, source.size, driver, stored=source, related=related)
         disk.opened = driver.open(source, related)
@@ -186,18 +188,24 @@ def _containers(window: ProbeWindow) -> Iterator[str]:
         yield "ovf"
 
 
-def _opened_appliance(location: str, source: FileSource, related: RelatedFiles, container: str) -> OpenedSource:
+def _opened_appliance(
+    location: str, source: FileSource, related: FolderFiles, container: str, *, allow_missing: bool
+) -> OpenedSource:
     # Loaded here: the XML parser is slow to load, and a single image needs none of it.
     from diskfs_formats.ova import open_ova, open_ovf  # noqa: PLC0415
 
     appliance = open_ova(source) if container == "ova" else open_ovf(source, related)
-    sizes = {name: member.size for name, member in appliance.members}
-    disks = [_opened_disk(disk, sizes.get(disk.file_name)) for disk in appliance.disks]
+    beside = related if container == "ovf" else None
+    disks = []
+    for disk in appliance.disks:
+        files = ApplianceFiles(appliance, disk.file_name, disk.parent_ref, beside=beside, allow_missing=allow_missing)
+        disks.append(_opened_disk(appliance, disk, files))
     return OpenedSource(location, source, disks, appliance)
 
 
-def _opened_disk(described: "ApplianceDisk", member_size: int | None) -> OpenedDisk:
-    disk = OpenedDisk(described.index, described.disk_id, described.file_name, member_size or 0)
+def _opened_disk(appliance: "Appliance", described: "ApplianceDisk", related: ApplianceFiles) -> OpenedDisk:
+    member_size = next((member.size for name, member in appliance.members if name == described.file_name), None)
+    disk = OpenedDisk(described.index, described.disk_id, described.file_name, member_size or 0, related=related)
     with contextlib.ExitStack() as undo:
         try:
             disk.stored = stored = described.open()
@@ -206,8 +214,14 @@ def _opened_disk(described: "ApplianceDisk", member_size: int | None) -> OpenedD
             disk.file_size = stored.size if member_size is None else member_size
             disk.findings = described.findings
             disk.driver = driver_named(detect(ProbeWindow.of(stored), stored.name))
-            disk.opened = disk.driver.open(stored, disk.related)
+            disk.opened = disk.driver.open(stored, related)
+            if described.parent_ref and not disk.opened.info.has_parent:
+                raise UnsupportedFeature(
+                    f"{stored.name}: the descriptor says that the disk is a delta of disk "
+                    f"{printable(described.parent_ref)!r}, and the image has no link to a parent"
+                )
             undo.pop_all()
         except DiskfsError as error:
+            disk.opened = None
             disk.error = error
     return disk
