@@ -69,6 +69,12 @@ class Descriptor:
         return self.values.get("parentfilenamehint", "")
 
     @property
+    def has_parent(self) -> bool:
+        """Whether the disk is a delta, whose holes are not zeroes but its parent's data."""
+        # Without parentCID a parent's name is all that tells a delta.
+        return self.parent_cid != NO_PARENT or ("parentcid" not in self.values and bool(self.parent_file_name))
+
+    @property
     def sectors(self) -> int:
         """The virtual size that the extent lines add up to."""
         return sum(line.sectors for line in self.extents)

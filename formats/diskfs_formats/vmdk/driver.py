@@ -1,37 +1,28 @@
-"""Opening a VMDK: from the header or the descriptor to a disk."""
+"""Opening a VMDK: from the header or the descriptor to a disk, its extents and its parent."""
 
+import contextlib
+import dataclasses
 from collections.abc import Iterator
 
-from diskfs_formats.driver import ImageInfo, Match, ProbeWindow, RelatedFiles
-from diskfs_formats.errors import CorruptImage, TruncatedImage, UnsupportedFeature
+from diskfs_formats.driver import AbsentParent, ImageInfo, Match, ProbeWindow, RelatedFiles
+from diskfs_formats.errors import CorruptImage, DiskfsError, UnsupportedFeature
 from diskfs_formats.findings import Finding, Severity
+from diskfs_formats.reading import ENGINE
 from diskfs_formats.source import ByteSource
 from diskfs_formats.text import printable
-from diskfs_formats.vmdk.checks import check_sparse
-from diskfs_formats.vmdk.descriptor import (
-    MAX_DESCRIPTOR_SIZE,
-    NO_PARENT,
-    Descriptor,
-    is_descriptor,
-    parse_descriptor,
-)
-from diskfs_formats.vmdk.header import (
-    GD_AT_END,
-    MAGIC,
-    SECTOR,
-    UNFINISHED_MAGIC,
-    SparseHeader,
-    read_footer,
-    read_header,
-)
+from diskfs_formats.vmdk.checks import check_extents, check_grains
+from diskfs_formats.vmdk.cowd import COWD_MAGIC
+from diskfs_formats.vmdk.descriptor import MAX_DESCRIPTOR_SIZE, Descriptor, is_descriptor, parse_descriptor
+from diskfs_formats.vmdk.extents import ExtentFiles, open_extents, read_complete_header, read_embedded_descriptor
+from diskfs_formats.vmdk.header import MAGIC, SECTOR, UNFINISHED_MAGIC, SparseHeader
+from diskfs_formats.vmdk.image import SplitImage, VmdkImage
+from diskfs_formats.vmdk.parent import open_parent
+from diskfs_formats.vmdk.sesparse import SESPARSE_MAGIC
 from diskfs_formats.vmdk.sparse import SparseExtent
-
-COWD_MAGIC = b"COWD"
-SESPARSE_MAGIC = (0xCAFEBABE).to_bytes(8, "little")
 
 
 class VmdkDriver:
-    """Reads sparse and stream-optimized VMDK files that stand alone."""
+    """Reads VMDK: one file with its descriptor inside, or a descriptor with its extents beside it."""
 
     name = "vmdk"
 
@@ -41,125 +32,159 @@ class VmdkDriver:
             return Match.SIGNATURE
         return Match.SIGNATURE if is_descriptor(window.head) else Match.NO
 
-    def open(self, source: ByteSource, related: RelatedFiles, /) -> SparseExtent:  # noqa: ARG002 - no parents yet
-        magic = source.read_at(0, min(8, source.size))
-        if magic[:4] in (MAGIC, UNFINISHED_MAGIC):
-            return _open_sparse(source)
-        if magic[:4] == COWD_MAGIC:
-            raise UnsupportedFeature(f"{source.name}: a VMDK extent of type vmfsSparse (COWD) is not read yet")
-        if magic == SESPARSE_MAGIC:
-            raise UnsupportedFeature(f"{source.name}: a VMDK extent of type seSparse is not read yet")
-        descriptor = parse_descriptor(source.read_at(0, min(source.size, MAX_DESCRIPTOR_SIZE)), source.name)
-        kind = printable(descriptor.create_type, 40) or "unknown"
-        raise UnsupportedFeature(
-            f"{source.name}: a VMDK descriptor of type {kind} whose extents are files of their own is not read yet"
-        )
+    def open(self, source: ByteSource, related: RelatedFiles, /) -> VmdkImage:
+        with contextlib.ExitStack() as undo:
+            layer = _Layer.of(source, related, undo)
+            parent = layer.open_parent(related)
+            if parent is not None:
+                undo.callback(parent.close)
+            image = layer.image(parent)
+            undo.pop_all()
+            return image
 
     def check(self, source: ByteSource, related: RelatedFiles, /) -> Iterator[Finding]:
-        image = self.open(source, related)
-        yield from image.info.findings
-        yield from check_sparse(source, image.header, image)
+        """Examine this disk and its extents. Of its parent, only whether it is the right one: it is a disk to check by
+        itself.
+        """
+        with contextlib.ExitStack() as undo:
+            layer = _Layer.of(source, related, undo)
+            try:
+                parent = layer.open_parent(related)
+                if parent is not None:
+                    parent.close()
+            except DiskfsError as error:
+                layer.findings.append(Finding("vmdk-parent", Severity.ERROR, str(error)))
+            image = layer.image(None)
+            yield from image.info.findings
+            if isinstance(image, SparseExtent):
+                yield from check_grains(image)
+            elif layer.files is not None:
+                for file in layer.files.sources.values():
+                    undo.callback(ENGINE.cache.forget, file)
+                yield from check_extents(layer.files)
 
 
-def _open_sparse(source: ByteSource) -> SparseExtent:
-    header = read_header(source)
-    if header.capacity == 0:
-        if header.descriptor_offset:
-            raise UnsupportedFeature(
-                f"{source.name}: the sparse header's capacity is 0 and its descriptor names other files: "
-                "this form of VMDK is not read yet"
-            )
-        raise CorruptImage(f"{source.name}: the sparse header's capacity is 0")
-    if header.overhead * SECTOR > source.size:
-        raise TruncatedImage(
-            f"{source.name}: the sparse header's overHead ends at {header.overhead * SECTOR:#x}, the file at "
-            f"{source.size:#x}: the file is incomplete"
-        )
-    findings: list[Finding] = []
-    complete = read_footer(source, header) if header.gd_offset == GD_AT_END else header
-    descriptor = _embedded_descriptor(source, header, findings)
-    if header.unclean_shutdown:
-        findings.append(
-            Finding(
-                "vmdk-unclean-shutdown",
-                Severity.WARNING,
-                f"{source.name}: the header says that the disk was not closed cleanly",
-                "run diskfs verify",
-            )
-        )
-    variant = (descriptor.create_type if descriptor else "") or (
-        "streamOptimized" if header.compressed else "monolithicSparse"
-    )
-    info = ImageInfo(
-        format="vmdk",
-        variant=printable(variant, 40),
-        virtual_size=_virtual_size(source, header, descriptor, findings),
-        unit_size=header.grain_size,
-        compressed=header.compressed,
-        findings=tuple(findings),
-    )
-    return SparseExtent(source, complete, info)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Layer:
+    """One disk of a chain, with its structures read and checked: `header` if it is all in one file, else `files`."""
 
+    source: ByteSource
+    descriptor: Descriptor | None
+    header: SparseHeader | None
+    files: ExtentFiles | None
+    findings: list[Finding]
 
-def _embedded_descriptor(source: ByteSource, header: SparseHeader, findings: list[Finding]) -> Descriptor | None:
-    if header.descriptor_offset:
-        offset, size = header.descriptor_offset * SECTOR, header.descriptor_size * SECTOR
-        if offset + size > source.size:
-            raise TruncatedImage(
-                f"{source.name}: the descriptor at offset {offset:#x} is {size} bytes long, the file ends at "
-                f"{source.size:#x}: the file is incomplete"
-            )
-        if size > MAX_DESCRIPTOR_SIZE:
+    @classmethod
+    def of(cls, source: ByteSource, related: RelatedFiles, undo: contextlib.ExitStack) -> "_Layer":
+        magic = source.read_at(0, min(8, source.size))
+        if magic[:4] in (MAGIC, UNFINISHED_MAGIC):
+            return cls._hosted(source, related, undo)
+        if magic[:4] == COWD_MAGIC:
+            raise _extent_alone(source, "a vmfsSparse (COWD) extent", "-delta")
+        if magic == SESPARSE_MAGIC:
+            raise _extent_alone(source, "a seSparse extent", "-sesparse")
+        if source.size > MAX_DESCRIPTOR_SIZE:
             raise CorruptImage(
-                f"{source.name}: the descriptor is {size} bytes long, at most {MAX_DESCRIPTOR_SIZE} are expected"
+                f"{source.name}: it begins as no VMDK extent does, and for a descriptor, of at most "
+                f"{MAX_DESCRIPTOR_SIZE} bytes, it is too long: {source.size} bytes"
             )
-        descriptor = parse_descriptor(source.read_at(offset, size), source.name)
-        if descriptor.values or descriptor.extents:
-            _require_alone(source, descriptor)
-            return descriptor
-    findings.append(
-        Finding(
-            "vmdk-no-descriptor",
-            Severity.WARNING,
-            f"{source.name}: no descriptor inside: the file may be one extent of a larger disk",
-            "open the descriptor file (the .vmdk without -s001) instead",
+        descriptor = parse_descriptor(source.read_at(0, source.size), source.name)
+        files = open_extents(source, descriptor, related, undo)
+        return cls(source, descriptor, None, files, files.findings)
+
+    @classmethod
+    def _hosted(cls, source: ByteSource, related: RelatedFiles, undo: contextlib.ExitStack) -> "_Layer":
+        findings: list[Finding] = []
+        header = read_complete_header(source, findings)
+        descriptor = read_embedded_descriptor(source, header)
+        if header.capacity == 0:
+            if descriptor is None:
+                raise CorruptImage(f"{source.name}: the sparse header's capacity is 0, and no descriptor is inside")
+            # ESX wraps the descriptor of a disk in such a header; the grains are in the files that it lists.
+            files = open_extents(source, descriptor, related, undo)
+            return cls(source, descriptor, None, files, files.findings)
+        if descriptor is None:
+            findings.append(
+                Finding(
+                    "vmdk-no-descriptor",
+                    Severity.WARNING,
+                    f"{source.name}: no descriptor inside: the file may be one extent of a larger disk",
+                    "open the descriptor file (the .vmdk without -s001) instead",
+                )
+            )
+        elif len(descriptor.extents) > 1 or any(line.type != "SPARSE" for line in descriptor.extents):
+            kinds = ", ".join(printable(line.type, 20) for line in descriptor.extents[:4])
+            raise UnsupportedFeature(
+                f"{source.name}: the embedded descriptor lists extents other than this file ({kinds}), although the "
+                "file has grains of its own; this is not read"
+            )
+        return cls(source, descriptor, header, None, findings)
+
+    def open_parent(self, related: RelatedFiles) -> VmdkImage | AbsentParent | None:
+        if self.descriptor is None or not self.descriptor.has_parent:
+            return None
+        return open_parent(self.source.name, self.descriptor, related, self.findings)
+
+    def image(self, parent: VmdkImage | AbsentParent | None) -> VmdkImage:
+        cid = self.descriptor.cid if self.descriptor is not None else None
+        if self.header is not None:
+            return SparseExtent(self.source, self.header, self._info(self.header), parent=parent, cid=cid)
+        files = self.files
+        assert files is not None
+        info = ImageInfo(
+            format="vmdk",
+            variant=self._variant("custom"),
+            virtual_size=files.virtual_size,
+            unit_size=files.unit_size,
+            compressed=files.compressed,
+            has_parent=self._has_parent,
+            findings=tuple(self.findings),
         )
-    )
-    return None
+        sources = (self.source, *files.sources.values())
+        return SplitImage(self.source.name, info, files.segments, sources, parent=parent, cid=cid)
 
-
-def _require_alone(source: ByteSource, descriptor: Descriptor) -> None:
-    """Refuse what would need another file."""
-    # Without parentCID a parent's name is all that tells a delta, whose holes are not zeroes.
-    if descriptor.parent_cid != NO_PARENT or ("parentcid" not in descriptor.values and descriptor.parent_file_name):
-        hint = printable(descriptor.parent_file_name)
-        raise UnsupportedFeature(
-            f"{source.name}: the disk is a delta of a parent ({hint!r}, CID {descriptor.parent_cid:08x}); "
-            "delta disks are not read yet"
-        )
-    if len(descriptor.extents) > 1 or any(line.type != "SPARSE" for line in descriptor.extents):
-        kinds = ", ".join(printable(line.type, 20) for line in descriptor.extents[:4])
-        raise UnsupportedFeature(
-            f"{source.name}: the embedded descriptor lists extents other than this file ({kinds}): not read yet"
+    def _info(self, header: SparseHeader) -> ImageInfo:
+        return ImageInfo(
+            format="vmdk",
+            variant=self._variant("streamOptimized" if header.compressed else "monolithicSparse"),
+            virtual_size=self._virtual_size(header),
+            unit_size=header.grain_size,
+            compressed=header.compressed,
+            has_parent=self._has_parent,
+            findings=tuple(self.findings),
         )
 
+    def _variant(self, otherwise: str) -> str:
+        return printable((self.descriptor.create_type if self.descriptor else "") or otherwise, 40)
 
-def _virtual_size(
-    source: ByteSource, header: SparseHeader, descriptor: Descriptor | None, findings: list[Finding]
-) -> int:
-    """Return the disk's size in bytes: the extent line's, which VirtualBox keeps exact while it rounds the capacity."""
-    if descriptor is None or not descriptor.extents:
+    @property
+    def _has_parent(self) -> bool:
+        return self.descriptor is not None and self.descriptor.has_parent
+
+    def _virtual_size(self, header: SparseHeader) -> int:
+        """Return a single file's size in bytes: the extent line's, which VirtualBox keeps exact while it rounds the
+        capacity.
+        """
+        if self.descriptor is None or not self.descriptor.extents:
+            return header.capacity * SECTOR
+        sectors = self.descriptor.sectors
+        if sectors == header.capacity:
+            return header.capacity * SECTOR
+        if 0 < sectors < header.capacity:
+            return sectors * SECTOR
+        self.findings.append(
+            Finding(
+                "vmdk-size-disagrees",
+                Severity.WARNING,
+                f"{self.source.name}: the extent line says {sectors} sectors, the header {header.capacity}; the header "
+                "is used",
+            )
+        )
         return header.capacity * SECTOR
-    sectors = descriptor.sectors
-    if sectors == header.capacity:
-        return header.capacity * SECTOR
-    if 0 < sectors < header.capacity:
-        return sectors * SECTOR
-    findings.append(
-        Finding(
-            "vmdk-size-disagrees",
-            Severity.WARNING,
-            f"{source.name}: the extent line says {sectors} sectors, the header {header.capacity}; the header is used",
-        )
+
+
+def _extent_alone(source: ByteSource, kind: str, suffix: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"{source.name}: it is {kind}, and only its descriptor says what disk it is of; open the descriptor (the "
+        f".vmdk without {suffix}) instead"
     )
-    return header.capacity * SECTOR

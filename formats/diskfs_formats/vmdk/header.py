@@ -84,7 +84,7 @@ _SAME_IN_FOOTER = (
 
 @dataclass(frozen=True, slots=True)
 class SparseHeader:
-    """A checked header. All offsets and sizes in sectors, as in the file."""
+    """A checked header. All offsets and sizes in sectors, as in the file, but for its own size, which is in bytes."""
 
     version: int
     flags: int
@@ -98,6 +98,7 @@ class SparseHeader:
     overhead: int
     unclean_shutdown: bool
     compressed: bool
+    header_size: int = SECTOR
 
     @property
     def grain_size(self) -> int:
