@@ -30,47 +30,56 @@ def run(options: argparse.Namespace) -> int:
     return exit_codes.DONE
 
 
-def map_entries(extents: Iterable[Any]) -> Iterator[dict[str, Any]]:
+class MapEntry(dict[str, Any]):
+    """One entry with qemu-img's keys; `source` is the file that its offset counts in, which no key shows."""
+
+    source: Any = None
+
+
+def map_entries(extents: Iterable[Any]) -> Iterator[MapEntry]:
     """Turn extents into entries with the keys of `qemu-img map --output=json`."""
     from diskfs_formats.extents import ExtentKind
 
     for extent in extents:
         stored = extent.stored
         compressed = stored is not None and stored.decode is not None
-        entry = {
-            "start": extent.offset,
-            "length": extent.length,
-            "depth": extent.depth,
-            "present": extent.kind is not ExtentKind.HOLE,
-            "zero": extent.kind is not ExtentKind.DATA,
-            "data": extent.kind is ExtentKind.DATA,
-            "compressed": compressed,
-        }
+        entry = MapEntry(
+            {
+                "start": extent.offset,
+                "length": extent.length,
+                "depth": extent.depth,
+                "present": extent.kind is not ExtentKind.HOLE,
+                "zero": extent.kind is not ExtentKind.DATA,
+                "data": extent.kind is ExtentKind.DATA,
+                "compressed": compressed,
+            }
+        )
         if stored is not None and not compressed:
             entry["offset"] = stored.offset
+            entry.source = stored.source
         yield entry
 
 
-def joined(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Join neighbours as qemu-img does: all flags equal and, where they have one, the offset going on."""
-    last: dict[str, Any] | None = None
+def joined(entries: Iterable[MapEntry]) -> Iterator[MapEntry]:
+    """Join neighbours as qemu-img does: all flags equal and, where they have one, the offset going on in one file."""
+    last: MapEntry | None = None
     for entry in entries:
         if last is not None and _goes_on(last, entry):
             last["length"] += entry["length"]
             continue
         if last is not None:
             yield last
-        last = dict(entry)
+        last = entry
     if last is not None:
         yield last
 
 
-def _goes_on(last: dict[str, Any], entry: dict[str, Any]) -> bool:
+def _goes_on(last: MapEntry, entry: MapEntry) -> bool:
     if any(last[key] != entry[key] for key in ("depth", "present", "zero", "data", "compressed")):
         return False
     if "offset" not in last or "offset" not in entry:
         return ("offset" in last) == ("offset" in entry)
-    return bool(last["offset"] + last["length"] == entry["offset"])
+    return last.source is entry.source and bool(last["offset"] + last["length"] == entry["offset"])
 
 
 def _print_json(entries: Iterable[dict[str, Any]]) -> None:

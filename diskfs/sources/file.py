@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diskfs.errors import AccessDenied, SourceChanged, SourceError, SourceNotFound
+from diskfs_formats.errors import UnsafeReference
 from diskfs_formats.source import Buffer, require_range
 from diskfs_formats.text import printable
 
@@ -157,7 +158,7 @@ def open_file(path: Path) -> FileSource:
 def open_beside(folder: Path, file_name: str) -> FileSource:
     """Open a regular file that an image named: `file_name` is one path component, checked by the caller.
 
-    Neither a symbolic link nor a device is opened, whatever its name.
+    Raises UnsafeReference for anything that is no regular file itself (a symbolic link, a device), else SourceError.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
     return _opened(folder / file_name, flags, allow_block_device=False)
@@ -173,7 +174,7 @@ def _opened(path: Path, flags: int, *, allow_block_device: bool) -> FileSource:
         raise AccessDenied(f"{name}: permission to read it is denied") from error
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
-            raise SourceError(f"{name}: it is a symbolic link, and an image may not lead through one") from error
+            raise UnsafeReference(f"{name}: it is a symbolic link, and an image may not lead through one") from error
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SourceError(f"{name}: it cannot be opened: {reason}") from error
     try:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from diskfs.errors import SourceError, SourceNotFound
+from diskfs.errors import SourceNotFound
 from diskfs.sources.file import FileSource, open_beside, open_file
 from diskfs_formats.driver import AbsentParent, DiskImage, Match, ProbeWindow
 from diskfs_formats.errors import CorruptImage, ParentUnavailable, UnsafeReference, UnsupportedFeature
@@ -54,8 +54,6 @@ class FolderFiles:
             raise ParentUnavailable(
                 f"{printable(file_name)!r} is needed and is not in {printable(str(self._folder))}"
             ) from error
-        except SourceError as error:
-            raise UnsafeReference(str(error)) from error
 
     def open_parent(self, file_names: Sequence[str], format_name: str | None, /) -> DiskImage:
         try:
@@ -90,8 +88,6 @@ class FolderFiles:
                 return open_beside(self._folder, name)
             except SourceNotFound:
                 continue
-            except SourceError as error:
-                raise UnsafeReference(str(error)) from error
         child = self._chain[-1].name if self._chain else "the image"
         wanted = " or ".join(repr(printable(name)) for name in file_names)
         if not wanted:

@@ -358,6 +358,7 @@ class _Files:
     def __init__(self, package: _Package, descriptor_name: str) -> None:
         self._package = package
         self._descriptor_name = descriptor_name
+        self._where = package.source(descriptor_name).name
         self._of_disks: set[OvfFile] = set()
 
     def disk(self, index: int, disk: OvfDisk, file: OvfFile | None) -> ApplianceDisk:
@@ -430,7 +431,7 @@ class _Files:
         return _StoredFile(self._package.source(name), name, [name])
 
     def _resolve(self, href: str) -> str:
-        return resolve_href(href, self._package, self._descriptor_name)
+        return resolve_href(href, self._package, self._descriptor_name, where=self._where)
 
     def _joined(self, file: OvfFile, base: str, chunk_size: int) -> _StoredFile:
         """Join the chunks of a file, if they are all there and none is too long or too short."""

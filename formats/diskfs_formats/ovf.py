@@ -627,25 +627,24 @@ def _capacity(text: str, units: str | None) -> int | None:
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
-def resolve_href(href: str, names: Container[str], descriptor_name: str = "") -> str:
+def resolve_href(href: str, names: Container[str], descriptor_name: str = "", *, where: str = "") -> str:
     """Return the name under which the file of an `href` lies in the appliance.
 
     Tried in turn: the text as it is, then percent-decoded; each relative to the descriptor's folder, then to the
-    appliance's top. Raises UnsafeReference for URLs and for paths that lead out, CorruptImage if there is no such
+    appliance's top. `where` names the descriptor in messages. Raises UnsafeReference for URLs and for paths that lead out, CorruptImage if there is no such
     file, UnsupportedFeature if there are only numbered pieces of it.
     """
     shown = printable(href)
+    where = where or printable(descriptor_name)
     if _URL.match(href):
-        raise UnsafeReference(
-            f"{printable(descriptor_name)}: the href {shown!r} is a URL; only files of the appliance are opened"
-        )
+        raise UnsafeReference(f"{where}: the href {shown!r} is a URL; only files of the appliance are opened")
     folder = descriptor_name.rpartition("/")[0]
     candidates: dict[str, None] = {}
     for text in (href, unquote(href, errors="surrogateescape")):
         path = normalised_path(text)
         problem = path_problem(text) or path_problem(path)
         if problem is not None:
-            raise UnsafeReference(f"{printable(descriptor_name)}: the href {shown!r} may not be used: {problem}")
+            raise UnsafeReference(f"{where}: the href {shown!r} may not be used: {problem}")
         candidates.update(dict.fromkeys((f"{folder}/{path}" if folder else path, path)))
     for candidate in candidates:
         if candidate in names:
@@ -653,13 +652,11 @@ def resolve_href(href: str, names: Container[str], descriptor_name: str = "") ->
     for candidate in candidates:
         if chunk_name(candidate, 0) in names:
             raise UnsupportedFeature(
-                f"{printable(descriptor_name)}: the file {shown!r} is not in the appliance, but "
+                f"{where}: the file {shown!r} is not in the appliance, but "
                 f"{printable(chunk_name(candidate, 0))!r} is, and no chunkSize says how they belong together: it may "
                 "be a snapshot"
             )
-    raise CorruptImage(
-        f"{printable(descriptor_name)}: the descriptor refers to the file {shown!r}, which is not in the appliance"
-    )
+    raise CorruptImage(f"{where}: the descriptor refers to the file {shown!r}, which is not in the appliance")
 
 
 def chunk_name(name: str, number: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from diskfs.cli.map import joined, map_entries
+from diskfs.cli.map import MapEntry, joined, map_entries
 from diskfs.sources.file import open_file
 from diskfs_formats.driver import AbsentParent, DiskImage, FormatDriver, Match, NoRelatedFiles, ProbeWindow
 from diskfs_formats.errors import (
@@ -972,7 +972,7 @@ def qemu_map(path: Path) -> list[dict[str, Any]]:
         entry.setdefault("compressed", "offset" not in entry and entry["data"])
         if not entry["data"]:
             entry.pop("offset", None)
-    return list(joined(entries))
+    return list(joined(map(MapEntry, entries)))
 
 
 def assert_as_qemu(disk: QemuDisk, image: Qcow2Image) -> None:

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.mounting import diskfs, environment, mounted, run, sha256
-from tests.helpers import CorpusRow, corpus_rows
+from tests.helpers import corpus_rows
 
 pytestmark = pytest.mark.fuse
 
-NOT_READ = ("vmdk-descriptor",)
-"""Formats that this version refuses by name."""
 MEMBER = re.compile(r"(?P<appliance>.+\.ova)\.d/(?P<member>[^/]+)")
-EMPTY_HASHED = 1 << 30
-"""Bytes up to which a disk that holds nothing but zeroes is hashed whole, twice; larger ones with DISKFS_HASH_ALL=1."""
+HASHED = 1 << 30
+"""Bytes up to which a disk is hashed, mounted and piped; larger ones with DISKFS_HASH_ALL=1, which takes minutes."""
 CHECKED_BY_DD = 64 << 20
 """Bytes up to which a whole disk is also read with odd block sizes, which takes a call for each block."""
 
@@ -36,13 +34,9 @@ def expected_disks() -> dict[str, dict[str, str]]:
             found[row.path] = dict(numbered)
         elif row.sha256_content and (match := MEMBER.fullmatch(row.path)):
             found.setdefault(match["appliance"], {})[match["member"]] = row.sha256_content
-        elif row.sha256_content and is_read(row):
+        elif row.sha256_content:
             found[row.path] = {"0": row.sha256_content}
     return found
-
-
-def is_read(row: CorpusRow) -> bool:
-    return not row.format.startswith(NOT_READ)
 
 
 EXPECTED = expected_disks() if (Path(__file__).parents[2].parent / "shared/corpus/MANIFEST.tsv").exists() else {}
@@ -58,12 +52,9 @@ def test_every_disk_of_the_corpus_reads_as_recorded(path: str, corpus: Path, tmp
             disk = numbers[key]
             file = mnt / f"disk{disk['index']}.raw"
             assert file.stat().st_size == disk["virtual_size"]
-            if (
-                file.stat().st_blocks == 0
-                and disk["virtual_size"] > EMPTY_HASHED
-                and not os.environ.get("DISKFS_HASH_ALL")
-            ):
-                check_empty(source, disk["index"], file)
+            if disk["virtual_size"] > HASHED and not os.environ.get("DISKFS_HASH_ALL"):
+                check_map(source, disk["index"], file)
+                check_places(file)
                 continue
             assert sha256(file) == digest
             assert piped(source, disk["index"], "sha256sum").split()[0] == digest
@@ -100,10 +91,10 @@ def check_map(source: Path, index: int, file: Path) -> None:
     assert end == file.stat().st_size
 
 
-def check_empty(source: Path, index: int, file: Path) -> None:
-    """A large disk without data: one hole, zeroes wherever one looks."""
-    entries = json.loads(diskfs("map", "--json", "--disk", index, source).stdout)
-    assert [(entry["start"], entry["length"], entry["data"]) for entry in entries] == [(0, file.stat().st_size, False)]
+def check_places(file: Path) -> None:
+    """A disk without data reads as zero, at both ends and in between."""
+    if file.stat().st_blocks:
+        return
     with file.open("rb") as disk:
         for place in (0, file.stat().st_size // 3, file.stat().st_size - (1 << 20)):
             disk.seek(place)

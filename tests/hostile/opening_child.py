@@ -2,12 +2,15 @@
 
 Usage: python -m tests.hostile.opening_child JOBS, a JSON list of objects with
   name; base: file with the bytes; patches: [[offset, hexadecimal], ...]; size: to cut or extend to, or null;
-  reference: file with the bytes of the disk, or null; format: or null; on_disk: whether to open `base` itself.
+  reference: file with the bytes of the disk, or null; format: or null; on_disk: whether to open `base` itself;
+or, for what is opened as a user opens it (any format, appliances, partition tables), of objects with
+  name; location; format: or null; warm_up: whether it is also done before anything is measured.
 Prints one JSON object a job, then one with the growth of the process's memory.
 """
 
 import itertools
 import json
+import os
 import random
 import resource
 import sys
@@ -16,6 +19,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import diskfs
+import diskfs_formats
+from diskfs.disks.opening import OpenedSource, open_source
 from diskfs.sources.file import open_file
 from diskfs.sources.locate import FolderFiles
 from diskfs_formats.driver import DiskImage, NoRelatedFiles
@@ -30,6 +36,12 @@ MAX_EXTENTS = 2000
 READS = 16
 READ_SIZE = 8192
 MAX_COMPARED = 4 << 20
+CANARY = b"not to be read by any image"
+"""What stands in files that no image may lead to."""
+MAX_DISKS = 4
+MAX_FINDINGS = 50
+
+_PACKAGES = (*diskfs.__path__, *diskfs_formats.__path__)
 
 
 class Watch:
@@ -43,15 +55,19 @@ class Watch:
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on:
             return
-        if event.startswith("socket.") or event in {"subprocess.Popen", "os.system", "os.exec", "os.listdir"}:
+        if event == "os.listdir" and _is_library(str(arguments[0])):
+            return  # a module that is loaded when it is needed
+        if event.startswith("socket.") or event in {"subprocess.Popen", "os.system", "os.exec"}:
             self.opened.append(event)
-        elif event == "open" and isinstance(arguments[0], str | bytes) and not _is_library(str(arguments[0])):
-            self.opened.append(str(arguments[0]))
+        elif event in {"open", "os.listdir", "os.scandir"} and isinstance(arguments[0], str | bytes):
+            path = os.fsdecode(arguments[0])
+            if not _is_library(path):
+                self.opened.append(path)
 
 
 def _is_library(path: str) -> bool:
-    """Tell whether a path is Python's own, such as the module of a text encoding."""
-    return path.startswith((sys.base_prefix, sys.prefix)) and ".." not in path
+    """Tell whether a path is Python's own or a module of diskfs: both are loaded when they are first needed."""
+    return path.startswith((sys.base_prefix, sys.prefix, *_PACKAGES)) and ".." not in path
 
 
 class CountingSource:
@@ -80,8 +96,8 @@ def run(job: dict[str, Any], watch: Watch) -> dict[str, Any]:
     reference = Path(job["reference"]).read_bytes() if job["reference"] else None
     inner: ByteSource
     if job["on_disk"]:
-        inner = open_file(path)
-        related: Any = FolderFiles(path.parent)
+        inner = file = open_file(path)
+        related: Any = FolderFiles(path.parent, [file])
     else:
         data = bytearray(path.read_bytes())
         for offset, patch in job["patches"]:
@@ -136,12 +152,65 @@ def run(job: dict[str, Any], watch: Watch) -> dict[str, Any]:
     return result
 
 
+def run_location(job: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    """Open a location as a user does, with every disk, partition table and check of it."""
+    result: dict[str, Any] = {"name": job["name"], "error": None, "messages": [], "crash": None, "findings": []}
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts anew
+    before = _peak()
+    watch.opened, watch.on = [], True
+    began = time.process_time()
+    opened = None
+    try:
+        opened = open_source(job["location"], format_name=job["format"])
+        _look_at_all(opened, result)
+    except DiskfsError as error:
+        result["error"] = type(error).__name__
+        result["messages"].append(str(error))
+    except BaseException:  # noqa: BLE001 - whatever it is, it is reported
+        result["crash"] = traceback.format_exc()
+    result["seconds"] = time.process_time() - began
+    watch.on = False
+    result["opened"] = watch.opened
+    if opened is not None:
+        opened.close()
+    result["growth"] = _peak() - before
+    return result
+
+
+def _look_at_all(opened: OpenedSource, result: dict[str, Any]) -> None:
+    """Look at each disk and at the appliance; the first disk's error is the result's."""
+    findings = [*opened.findings]
+    for disk in opened.disks[:MAX_DISKS]:
+        findings += disk.findings
+        if disk.error is not None:
+            result["error"] = result["error"] or type(disk.error).__name__
+            result["messages"].append(str(disk.error))
+            continue
+        findings += disk.image.info.findings
+        _look(disk.image, None, result)
+        _, noticed = disk.partitions
+        findings += noticed
+        findings += itertools.islice(disk.check(), MAX_FINDINGS)
+    if opened.appliance is not None:
+        findings += itertools.islice(opened.appliance.verify(), MAX_FINDINGS)
+    result["findings"] = sorted({finding.rule for finding in findings})
+    result["messages"] += [finding.message for finding in findings]
+
+
+def _peak() -> int:
+    """Return the kernel's high-water mark of this program; that of getrusage has its parent's in it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
 def _look(disk: DiskImage, reference: bytes | None, result: dict[str, Any]) -> None:
     """Map and read a disk; note which grains fail and which are wrong."""
     try:
         result["extents"] = sum(1 for _ in itertools.islice(disk.extents(), MAX_EXTENTS))
     except DiskfsError as error:
         result["messages"].append(str(error))
+    if not disk.size:
+        return
     chance = random.Random(disk.size)
     last = max(disk.size - READ_SIZE, 0)
     offsets = [0, disk.size - 1, last, disk.size // 2, *(chance.randrange(disk.size) for _ in range(READS - 4))]
@@ -155,6 +224,8 @@ def _look(disk: DiskImage, reference: bytes | None, result: dict[str, Any]) -> N
                 result["read_error"] = type(error).__name__
                 continue
             assert found is None or len(found) == length
+            if found is not None and CANARY in bytes(found):
+                result["leaked"] = True
     if reference is None or disk.size > MAX_COMPARED:
         return
     grain = disk.info.unit_size
@@ -170,21 +241,29 @@ def _look(disk: DiskImage, reference: bytes | None, result: dict[str, Any]) -> N
             result["wrong"].append(number)
 
 
+def _run_any(job: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    return run_location(job, watch) if "location" in job else run(job, watch)
+
+
 def main() -> None:
     """Do every job."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     watch = Watch()
     jobs = json.loads(Path(sys.argv[1]).read_text())
     # Everything that is imported or grown once does not count.
-    run(jobs[0], watch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = before
+    for number, job in enumerate(jobs):
+        if number == 0 or job.get("warm_up"):
+            _run_any(job, watch)
+    peak = before = _peak()
     for job in jobs:
-        result = run(job, watch)
-        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        result["growth"], peak = (now - peak) << 10, now
+        result = _run_any(job, watch)
+        if "location" in job:
+            print(json.dumps(result))
+            continue
+        now = _peak()
+        result["growth"], peak = now - peak, now
         print(json.dumps(result))
-    print(json.dumps({"total_growth": (peak - before) << 10}))
+    print(json.dumps({"total_growth": peak - before}))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,15 @@ The files are opened in one child process with a small address space; each test 
 """
 
 import ast
+import contextlib
 import json
+import os
+import socket
+import stat
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +21,11 @@ from typing import Any
 
 import pytest
 
+from diskfs.sources.file import open_file
+from diskfs.sources.locate import FolderFiles
+from diskfs_formats.driver import DiskImage
+from diskfs_formats.errors import ImageError
+from diskfs_formats.vmdk import VmdkDriver
 from tests.helpers import ROOT, CorpusRow, corpus_rows
 from tests.samples.vmdk_builder import (
     GD_AT_END,
@@ -441,11 +451,12 @@ def descriptors() -> Iterator[Job]:
             text = f'version=1\nCID=1\nparentCID=ffffffff\ncreateType="custom"\nRW 8 {kind} "{name}" 0\n'
             yield alone(f"{kind} {name!r}", text, "error")
         for kind in ("FLAT", "VMFS", "ZERO", "SESPARSE"):
+            # Beside grains of its own, a file's descriptor may not list others.
             text = usual.replace("SPARSE", kind).replace("disk.vmdk", name)
             yield from embedded(f"{kind} {name!r}", text, "UnsupportedFeature")
     for hint in HINTS:
         text = usual.replace("ffffffff", f'12345678\nparentFileNameHint="{hint}"')
-        yield from embedded(f"parent {hint[:20]!r}", text, "UnsupportedFeature")
+        yield from embedded(f"parent {hint[:20]!r}", text, "ParentUnavailable")
         yield alone(f"parent {hint[:20]!r}", text, "error")
     for value in (ESCAPES, "x\ry", "\u202e", "\udcff", "x" * 5000):
         yield from embedded(
@@ -531,6 +542,8 @@ class Outcome:
 
     by_name: dict[str, dict[str, Any]]
     total_growth: int
+    folders: dict[str, Path]
+    """Where each image lies: the files beside it are its own."""
 
 
 @pytest.fixture(scope="module")
@@ -543,7 +556,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     reference = folder / "reference.raw"
     reference.write_bytes(CONTENT)
     corpus = request.getfixturevalue("corpus") if hostile_rows() else folder
-    packed = []
+    packed: list[dict[str, Any]] = []
     for number, each in enumerate(JOBS):
         if each.path is not None:
             base = corpus / each.path
@@ -565,7 +578,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240)
     assert result.returncode == 0, result.stderr[-2000:]
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    return Outcome({line["name"]: line for line in lines[:-1]}, lines[-1]["total_growth"])
+    folders = {each["name"]: Path(each["base"]).parent for each in packed}
+    return Outcome({line["name"]: line for line in lines[:-1]}, lines[-1]["total_growth"], folders)
 
 
 def group(word: str) -> list[Job]:
@@ -637,7 +651,12 @@ def test_every_message_is_one_line_that_names_the_file(outcome: Outcome) -> None
 
 
 def test_no_other_file_and_no_socket_is_opened(outcome: Outcome) -> None:
-    assert {name: found["opened"] for name, found in outcome.by_name.items() if found["opened"]} == {}
+    outside = {
+        name: paths
+        for name, found in outcome.by_name.items()
+        if (paths := [path for path in found["opened"] if Path(path).parent != outcome.folders[name]])
+    }
+    assert outside == {}
 
 
 def test_the_size_is_never_more_than_the_kernel_can_say(outcome: Outcome) -> None:
@@ -655,6 +674,131 @@ def test_hostile_files_of_the_corpus(row: CorpusRow, outcome: Outcome) -> None:
     assert found["crash"] is None, found["crash"]
     # Each is refused as a whole, or a stream cut in its middle: its reads fail, and none gives other bytes.
     assert found["error"] or found.get("read_error"), found
+
+
+# ---- names of other files ----
+
+BARE = (
+    "json:{}", "$HOME", "..%2fcanary", "\uff0e\uff0e\uff0fcanary", "missing-flat.vmdk", "\udcff\udcfe", "-rf",
+    "x" * 255,
+)  # fmt: skip
+"""Names that are one path component, of files that are not there."""
+ELSEWHERE = (
+    "/etc/passwd", "//etc/passwd", "/dev/zero", "/proc/self/environ", "/vmfs/volumes/5f1c/vm/vm-flat.vmdk", "../canary",
+    "a/../../canary", "./beside", "sub/inside", "sub/../../canary", "..", ".", "", "~root/x", "/", "\\\\host\\share\\x",
+    "C:\\x", "C:x", "c:/x", "..\\canary", "\\\\.\\PhysicalDrive0", "http://127.0.0.1:9/x", "nbd://127.0.0.1:10809/x",
+    "file:///etc/passwd", "rbd:pool/x", "x" * 256, "x" * 4096, "\u00e9" * 128, "\x1b]0;owned\x07", "a\x01b", "a\tb",
+    "a\x0bb",
+)  # fmt: skip
+"""Names that lead, or seem to lead, elsewhere."""
+TRAPS = ("link", "dangling", "loop", "devlink", "proclink", "fifo", "sub", "socket", "device")
+"""Names of things beside the image that are no regular files."""
+CANARY = b"not to be read by any image" * 100
+
+
+class Opened:
+    """Notes what is opened and connected to while it is on."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.events: list[str] = []
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event.startswith("socket.") or event in {"subprocess.Popen", "os.system", "os.exec"}:
+            self.events.append(event)
+        elif event == "open" and isinstance(arguments[0], str | bytes):
+            self.events.append(os.fsdecode(arguments[0]))
+
+
+@pytest.fixture(scope="module")
+def audited() -> Opened:
+    return Opened()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "canary").write_bytes(CANARY)
+    here = tmp_path / "vm"
+    (here / "sub").mkdir(parents=True)
+    (here / "sub" / "inside").write_bytes(CANARY)
+    (here / "beside").write_bytes(CANARY)
+    (here / "link").symlink_to("../canary")
+    (here / "dangling").symlink_to("../nothing")
+    (here / "loop").symlink_to("loop")
+    (here / "devlink").symlink_to("/dev/zero")
+    (here / "proclink").symlink_to("/proc/self/environ")
+    os.mkfifo(here / "fifo")
+    with contextlib.suppress(OSError):
+        os.mknod(here / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(here):
+        listening.bind("socket")
+        yield here
+
+
+def open_watched(path: Path, audited: Opened) -> tuple[DiskImage | None, str]:
+    """Open an image as the command line does, within the bounds; nothing outside its folder may be opened."""
+    source = open_file(path)
+    audited.events, audited.on = [], True
+    began = time.process_time()
+    message = ""
+    disk = None
+    try:
+        disk = VmdkDriver().open(source, FolderFiles(path.parent, [source]))
+    except ImageError as error:
+        message = f"{type(error).__name__}: {error}"
+    finally:
+        audited.on = False
+    assert time.process_time() - began < MAX_SECONDS
+    assert [event for event in audited.events if Path(event).parent != path.parent] == []
+    assert message.isprintable()
+    assert len(message) < MAX_MESSAGE
+    assert "passwd:" not in message
+    return disk, message
+
+
+@pytest.mark.parametrize("kind", ["FLAT", "VMFS", "SPARSE", "VMFSSPARSE", "SESPARSE"])
+@pytest.mark.parametrize("name", [*ELSEWHERE, *TRAPS, *BARE], ids=lambda name: repr(name[:24]))
+def test_an_extent_leads_to_no_other_file(name: str, kind: str, folder: Path, audited: Opened) -> None:
+    path = folder / "disk.vmdk"
+    text = f'version=1\nCID=1\nparentCID=ffffffff\ncreateType="custom"\nRW 1 {kind} "{name}"\n'
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    disk, message = open_watched(path, audited)
+    assert disk is None
+    assert "disk.vmdk" in message
+    # Only root may make a device.
+    is_missing = name in BARE or (name == "device" and not (folder / name).exists())
+    assert message.startswith("ParentUnavailable: " if is_missing else "UnsafeReference: ")
+
+
+@pytest.mark.parametrize("name", [*ELSEWHERE, *TRAPS, *BARE], ids=lambda name: repr(name[:24]))
+def test_a_parent_leads_to_no_other_file(name: str, folder: Path, audited: Opened) -> None:
+    path = folder / "disk.vmdk"
+    text = f'version=1\nCID=1\nparentCID=2\nparentFileNameHint="{name}"\ncreateType="custom"\nRW 1 ZERO\n'
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    disk, message = open_watched(path, audited)
+    assert disk is None
+    assert str(folder) in message
+
+
+def test_the_hook_sees_what_is_opened(folder: Path, audited: Opened) -> None:
+    audited.events, audited.on = [], True
+    (folder.parent / "canary").read_bytes()
+    audited.on = False
+    assert audited.events == [str(folder.parent / "canary")]
+    assert len({*ELSEWHERE, *TRAPS, *BARE}) > 40
+
+
+def test_a_file_beside_the_image_is_opened(folder: Path, audited: Opened) -> None:
+    path = folder / "disk.vmdk"
+    path.write_text('version=1\nCID=1\nparentCID=ffffffff\ncreateType="custom"\nRW 5 FLAT "beside"\n')
+    disk, message = open_watched(path, audited)
+    assert disk is not None, message
+    assert disk.read_at(0, disk.size) == CANARY[: 5 * 512]
+    assert audited.events == [str(folder / "beside")]
+    disk.close()
 
 
 # ---- the code itself ----

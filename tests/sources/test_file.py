@@ -215,5 +215,5 @@ def test_ordinary_names_are_bare_names() -> None:
 def test_open_beside_does_not_follow_a_link_even_to_a_file_beside_it(path: Path) -> None:
     link = path.parent / "link"
     link.symlink_to(path.name)
-    with pytest.raises(SourceError, match="symbolic link"):
+    with pytest.raises(UnsafeReference, match="symbolic link"):
         open_beside(path.parent, "link")

@@ -13,7 +13,13 @@ from diskfs_formats.text import printable
 from diskfs_formats.vmdk.checks import check_extents, check_grains
 from diskfs_formats.vmdk.cowd import COWD_MAGIC
 from diskfs_formats.vmdk.descriptor import MAX_DESCRIPTOR_SIZE, Descriptor, is_descriptor, parse_descriptor
-from diskfs_formats.vmdk.extents import ExtentFiles, open_extents, read_complete_header, read_embedded_descriptor
+from diskfs_formats.vmdk.extents import (
+    ExtentFiles,
+    open_extents,
+    read_complete_header,
+    read_embedded_descriptor,
+    require_plain,
+)
 from diskfs_formats.vmdk.header import MAGIC, SECTOR, UNFINISHED_MAGIC, SparseHeader
 from diskfs_formats.vmdk.image import SplitImage, VmdkImage
 from diskfs_formats.vmdk.parent import open_parent
@@ -103,7 +109,9 @@ class _Layer:
             # ESX wraps the descriptor of a disk in such a header; the grains are in the files that it lists.
             files = open_extents(source, descriptor, related, undo)
             return cls(source, descriptor, None, files, files.findings)
-        if descriptor is None:
+        if descriptor is not None:
+            _require_alone(source.name, descriptor)
+        else:
             findings.append(
                 Finding(
                     "vmdk-no-descriptor",
@@ -111,12 +119,6 @@ class _Layer:
                     f"{source.name}: no descriptor inside: the file may be one extent of a larger disk",
                     "open the descriptor file (the .vmdk without -s001) instead",
                 )
-            )
-        elif len(descriptor.extents) > 1 or any(line.type != "SPARSE" for line in descriptor.extents):
-            kinds = ", ".join(printable(line.type, 20) for line in descriptor.extents[:4])
-            raise UnsupportedFeature(
-                f"{source.name}: the embedded descriptor lists extents other than this file ({kinds}), although the "
-                "file has grains of its own; this is not read"
             )
         return cls(source, descriptor, header, None, findings)
 
@@ -181,6 +183,18 @@ class _Layer:
             )
         )
         return header.capacity * SECTOR
+
+
+def _require_alone(name: str, descriptor: Descriptor) -> None:
+    """Refuse a descriptor, inside a file with grains, that describes more than those."""
+    require_plain(name, descriptor)
+    # The name in its one line means the file itself, whatever it says.
+    if len(descriptor.extents) > 1 or any(line.type != "SPARSE" for line in descriptor.extents):
+        kinds = ", ".join(printable(line.type, 20) for line in descriptor.extents[:4])
+        raise UnsupportedFeature(
+            f"{name}: the embedded descriptor lists extents other than this file ({kinds}), although the file has "
+            "grains of its own; this is not read"
+        )
 
 
 def _extent_alone(source: ByteSource, kind: str, suffix: str) -> UnsupportedFeature:
