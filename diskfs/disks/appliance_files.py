@@ -74,7 +74,7 @@ class ApplianceFiles:
             if file_name in self._chain:
                 raise CorruptImage(f"{source.name}: the chain of parents comes back to this file")
             window = ProbeWindow.of(source)
-            driver = driver_named(format_name or detect(window, source.name))
+            driver = driver_named(format_name or detect(window, source.name), source.name)
             if format_name is not None and driver.probe(window) is Match.NO:
                 raise ParentUnavailable(f"{source.name}: the parent is not a {format_name} image, as its child says")
             related = ApplianceFiles(

@@ -180,9 +180,8 @@ def _opened(path: Path, flags: int, *, allow_block_device: bool) -> FileSource:
     try:
         mode = os.fstat(descriptor).st_mode
         if not (stat.S_ISREG(mode) or (allow_block_device and stat.S_ISBLK(mode))):
-            raise SourceError(
-                f"{name}: it is {_kind(mode)}, expected a file{' or a block device' * allow_block_device}"
-            )
+            refusal = SourceError if allow_block_device else UnsafeReference
+            raise refusal(f"{name}: it is {_kind(mode)}, expected a file{' or a block device' * allow_block_device}")
         return FileSource(path, descriptor)
     except BaseException:
         os.close(descriptor)

@@ -631,8 +631,8 @@ def resolve_href(href: str, names: Container[str], descriptor_name: str = "", *,
     """Return the name under which the file of an `href` lies in the appliance.
 
     Tried in turn: the text as it is, then percent-decoded; each relative to the descriptor's folder, then to the
-    appliance's top. `where` names the descriptor in messages. Raises UnsafeReference for URLs and for paths that lead out, CorruptImage if there is no such
-    file, UnsupportedFeature if there are only numbered pieces of it.
+    appliance's top. `where` names the descriptor in messages. Raises UnsafeReference for URLs and for paths that lead
+    out, CorruptImage if there is no such file, UnsupportedFeature if there are only numbered pieces of it.
     """
     shown = printable(href)
     where = where or printable(descriptor_name)

@@ -9,6 +9,7 @@ from diskfs_formats.errors import UnknownFormat, UnsupportedFeature
 from diskfs_formats.findings import Finding
 from diskfs_formats.raw import RawDriver
 from diskfs_formats.source import ByteSource
+from diskfs_formats.text import printable
 
 
 class LazyDriver:
@@ -77,13 +78,14 @@ _TABLE_SIGNATURES = (
 )
 
 
-def driver_named(name: str) -> FormatDriver:
-    """Return the driver that `--format name` asks for; raises UnsupportedFeature for a format that is not read."""
+def driver_named(name: str, where: str = "") -> FormatDriver:
+    """Return the driver of a format; raises UnsupportedFeature if it is not read. `where` is the file in question."""
     for driver in DRIVERS:
         if driver.name == name:
             return driver
     known = ", ".join(driver.name for driver in DRIVERS)
-    raise UnsupportedFeature(f"format {name!r} is not read; these are: {known}")
+    place = f"{where}: " if where else ""
+    raise UnsupportedFeature(f"{place}format {printable(name, 40)!r} is not read; these are: {known}")
 
 
 def detect(window: ProbeWindow, name: str, containers: Sequence[str] = ()) -> str:

@@ -7,15 +7,15 @@ _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """Return `text` with control, formatting and unassigned characters escaped, cut to `limit` characters.
+    """Return `text` with control, formatting and unassigned characters escaped, cut to `limit` characters after that.
 
     Escapes as Python does (`\\x1b`, `\\u202e`), so terminal sequences, line breaks and text-direction marks show
     up instead of acting. The result holds no character that moves a cursor or changes how its neighbours look.
     """
-    shown = text if len(text) <= limit else text[:limit] + "..."
-    if shown.isascii() and shown.isprintable():
-        return shown
-    return "".join(_escaped(character) for character in shown)
+    start = text[: limit + 1]
+    if not (start.isascii() and start.isprintable()):
+        start = "".join(_escaped(character) for character in start)
+    return start if len(start) <= limit and len(text) <= limit else start[:limit] + "..."
 
 
 def _escaped(character: str) -> str:
