@@ -5,6 +5,7 @@ Needs neither trio nor pyfuse3, so that `umount` and `mounts` start at once.
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -21,9 +22,13 @@ from diskfs_formats.text import printable
 FILE_SYSTEM_TYPE = "fuse.diskfs"
 STATUS_NAME = ".diskfs.json"
 """A file of the root folder that is not listed: what the mount is, for `diskfs mounts` and `diskfs umount`."""
+_MAX_LINKS = 40
+"""Links in a row that Linux follows."""
 _DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 ANSWER_TIMEOUT = 2.0
 """Seconds after which a mount counts as one that does not answer."""
+MAX_STATUS = 1 << 16
+"""Bytes of the status that are looked at; it has a few hundred."""
 EXIT_TIMEOUT = 30.0
 """Seconds that unmounting waits for the daemon to end; it has at most a few reads to finish."""
 
@@ -61,16 +66,38 @@ def mount_at(mountpoint: Path) -> Mount | None:
 
 
 def resolved(mountpoint: Path) -> Path:
-    """Return the absolute path without touching the last component, which may be a dead mount."""
-    absolute = mountpoint.absolute()
-    if absolute.name in {"", ".."}:
-        return absolute.resolve()
-    return absolute.parent.resolve() / absolute.name
+    """Return the absolute path, links followed, without touching what may be a dead mount at its end."""
+    path = mountpoint.absolute()
+    for _ in range(_MAX_LINKS):
+        path = path.resolve() if path.name in {"", ".."} else path.parent.resolve() / path.name
+        try:
+            # Reading the link asks the folder that it lies in; a mountpoint itself is no link.
+            path = path.parent / os.readlink(path)  # noqa: PTH115 - as above
+        except OSError:
+            return path
+    return path
 
 
 def is_dead(mountpoint: Path) -> bool:
-    """Tell whether the daemon behind a mount is gone; waits for one that is just being killed."""
-    return _probe(mountpoint) in _DEAD
+    """Tell whether the daemon behind a mount is gone; waits for one that is just being killed.
+
+    Raises MountError if there is no answer.
+    """
+    answer = _probe_in_time(mountpoint)
+    if answer is None:
+        raise MountError(
+            f"{printable(str(mountpoint))}: the mount there does not answer; end its process (kill -9), then unmount it"
+        )
+    return answer in _DEAD
+
+
+def _probe_in_time(mountpoint: Path) -> int | None:
+    """Return what `_probe` returns, or None if that takes too long."""
+    answer: list[int] = []
+    asker = threading.Thread(target=lambda: answer.append(_probe(mountpoint)), daemon=True)
+    asker.start()
+    asker.join(ANSWER_TIMEOUT)
+    return answer[0] if answer else None
 
 
 def _probe(mountpoint: Path) -> int:
@@ -87,8 +114,10 @@ def read_status(mount: Mount) -> dict[str, Any] | None:
     answer: list[dict[str, Any]] = []
 
     def ask() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            answer.append(json.loads((mount.mountpoint / STATUS_NAME).read_bytes()))
+        with contextlib.suppress(OSError, ValueError), (mount.mountpoint / STATUS_NAME).open("rb") as file:
+            found = json.loads(file.read(MAX_STATUS))
+            if isinstance(found, dict):
+                answer.append(found)
 
     asker = threading.Thread(target=ask, daemon=True)
     asker.start()
@@ -98,13 +127,31 @@ def read_status(mount: Mount) -> dict[str, Any] | None:
 
 def state(mount: Mount) -> str:
     """Return `active`, `stale` (the daemon is gone), `hidden` (it is another user's) or `silent` (no answer)."""
-    answer: list[int] = []
-    asker = threading.Thread(target=lambda: answer.append(_probe(mount.mountpoint)), daemon=True)
-    asker.start()
-    asker.join(ANSWER_TIMEOUT)
-    if not answer:
+    answer = _probe_in_time(mount.mountpoint)
+    if answer is None:
         return "silent"
-    return {0: "active", errno.EACCES: "hidden"}.get(answer[0], "stale")
+    return {0: "active", errno.EACCES: "hidden"}.get(answer, "stale")
+
+
+@contextlib.contextmanager
+def claimed(mountpoint: Path) -> Iterator[int]:
+    """Hold a mountpoint while it is being mounted on; raises MountError if another `diskfs mount` holds it.
+
+    Gives the descriptor that holds it, which a forked process must close.
+    """
+    try:
+        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountError(f"{printable(str(mountpoint))}: it cannot be opened: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MountError(f"{printable(str(mountpoint))}: another diskfs mount is under way there") from error
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def prepare(mountpoint: Path) -> Path:
@@ -159,7 +206,7 @@ def _fusermount(mountpoint: Path, *options: str) -> "subprocess.CompletedProcess
 def unmount(mountpoint: Path) -> None:
     """Unmount a mount of ours, active or stale, and wait until its daemon has ended; raises MountError."""
     path = resolved(mountpoint)
-    mount = mount_at(path) or mount_at(path.resolve() if not is_dead(path) else path)
+    mount = mount_at(path)
     if mount is None:
         raise MountError(f"{printable(str(mountpoint))}: no diskfs mount is there")
     status = None if is_dead(mount.mountpoint) else read_status(mount)

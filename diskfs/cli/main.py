@@ -1,6 +1,8 @@
 """`diskfs`: parses the command line, runs the command, and turns errors into exit codes."""
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,15 +45,32 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    _prepare_process()
+    try:
+        return _main(given)
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+
+
+def _prepare_process() -> None:
+    """Make sure of what the rest relies on: three open standard streams, and output that any name can be written to."""
+    # Else the image would get a standard stream's number, and lose it to whoever redirects that stream.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115, PTH123 - for good
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _main(given: list[str]) -> int:
     chosen = next((word for word in given if word in COMMANDS), None)
     parser = build_parser(chosen)
     options = parser.parse_args(given)
-    if options.version:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"diskfs {version('diskfs')}\n")
-        return exit_codes.DONE
-    if options.command is None:
+    if options.command is None and not options.version:
         parser.print_help(sys.stderr)
         return exit_codes.USAGE
     return _run(options)
@@ -61,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     from diskfs_formats.errors import DiskfsError
 
     try:
-        code: int = import_module(f"diskfs.cli.{options.command}").run(options)
+        code = _print_version() if options.version else _run_command(options)
         sys.stdout.flush()
     except DiskfsError as error:
         print_error(str(error))
@@ -79,7 +98,35 @@ def _run(options: argparse.Namespace) -> int:
     except MemoryError:
         print_error("out of memory")
         return exit_codes.FAILED
+    except Exception as error:  # noqa: BLE001 - a bug of ours; whoever meets it needs one line, and we the place
+        print_error(f"this is a bug in diskfs: {type(error).__name__}: {error} ({_place(error)})")
+        return exit_codes.FAILED
     return code
+
+
+def _print_version() -> int:
+    from importlib.metadata import version
+
+    sys.stdout.write(f"diskfs {version('diskfs')}\n")
+    return exit_codes.DONE
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    import resource
+
+    # Appliances in many chunks and disks in many files keep each of them open.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    code: int = import_module(f"diskfs.cli.{options.command}").run(options)
+    return code
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown place"
 
 
 if __name__ == "__main__":

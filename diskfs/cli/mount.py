@@ -29,14 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Mount; returns when the files are there or, in the foreground, when the mount has ended."""
-    from diskfs.mountpoints import prepare
+    from diskfs.mountpoints import claimed, prepare
 
     mountpoint = prepare(options.mountpoint)
     if options.log_file is not None:
         options.log_file = options.log_file.absolute()
     if options.foreground:
         return _serve(options, mountpoint, lambda warnings: _warn(options, warnings))
-    return _serve_in_background(options, mountpoint)
+    with claimed(mountpoint) as claim:
+        # Another command may have mounted here before the claim.
+        return _serve_in_background(options, prepare(mountpoint), claim)
 
 
 def _serve(options: argparse.Namespace, mountpoint: Path, ready: Callable[[list[str]], None]) -> int:
@@ -50,13 +52,13 @@ def _serve(options: argparse.Namespace, mountpoint: Path, ready: Callable[[list[
         tuple(options.parent),
         options.allow_missing_parent,
         allow_other,
-        tuple(word for word in extra if word != "rw"),
+        extra,
     )
     serve(options.source, mountpoint, mount_options, ready)
     return exit_codes.DONE
 
 
-def _serve_in_background(options: argparse.Namespace, mountpoint: Path) -> int:
+def _serve_in_background(options: argparse.Namespace, mountpoint: Path, claim: int) -> int:
     """Fork the daemon, wait for its word through a pipe, and pass it on."""
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -64,6 +66,7 @@ def _serve_in_background(options: argparse.Namespace, mountpoint: Path) -> int:
     # Forked before anything has started a thread; the daemon opens the source itself.
     if os.fork() == 0:
         os.close(reading)
+        os.close(claim)
         _be_daemon(options, mountpoint, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:

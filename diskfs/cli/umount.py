@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from diskfs.cli import exit_codes
+from diskfs.cli.output import print_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Unmount and wait until the daemons have ended."""
     from diskfs.mountpoints import unmount
+    from diskfs_formats.errors import DiskfsError
 
+    code = exit_codes.DONE
     for mountpoint in options.mountpoint:
-        unmount(mountpoint)
-    return exit_codes.DONE
+        try:
+            unmount(mountpoint)
+        except DiskfsError as error:
+            print_error(str(error))
+            code = exit_codes.FAILED
+    return code

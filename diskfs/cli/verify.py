@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from diskfs.cli import exit_codes
 from diskfs.cli.options import add_json, add_source
-from diskfs.cli.output import print_json, print_line
+from diskfs.cli.output import print_error, print_json, print_line
 
 if TYPE_CHECKING:
     from diskfs.disks.opening import OpenedSource
     from diskfs_formats.findings import Finding
 
 UNCHECKED = "unsupported"
-"""The rule of a disk whose format is not read: nothing is known to be wrong with it."""
+"""The rule of a disk whose format or file cannot be read: nothing is known to be wrong with it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +28,21 @@ def run(options: argparse.Namespace) -> int:
     The answer is no if damage is found; a disk that cannot be checked, because its format is not read, is a failure.
     """
     from diskfs.cli.selection import open_from
+    from diskfs_formats.errors import CorruptImage
     from diskfs_formats.findings import Severity
 
     found: list[dict[str, Any]] = []
     failed = unchecked = False
-    with open_from(options) as opened:
+    try:
+        source = open_from(options)
+    except CorruptImage as error:
+        # Damage that leaves nothing to look at is an answer too.
+        if options.json:
+            entry = {"where": "source", "rule": "unreadable", "severity": "error", "message": str(error), "remedy": ""}
+            print_json({"source": options.source, "verdict": "damaged", "findings": [entry]})
+        print_error(str(error))
+        return exit_codes.NOT_QUALIFIED
+    with source as opened:
         for place, finding in _findings(opened):
             if finding.rule == UNCHECKED:
                 unchecked = True
@@ -54,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _findings(opened: "OpenedSource") -> "Iterator[tuple[str, Finding]]":
+    from diskfs.errors import SourceError
     from diskfs_formats.errors import DiskfsError, UnsupportedFeature
     from diskfs_formats.findings import Finding, Severity
 
@@ -68,7 +79,7 @@ def _findings(opened: "OpenedSource") -> "Iterator[tuple[str, Finding]]":
             if disk.opened is not None:
                 for finding in disk.partitions[1]:
                     yield place, finding
-        except UnsupportedFeature as error:
+        except (UnsupportedFeature, SourceError) as error:
             yield place, Finding(UNCHECKED, Severity.ERROR, str(error))
         except DiskfsError as error:
             yield place, Finding("unreadable", Severity.ERROR, str(error))

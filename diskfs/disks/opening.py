@@ -42,6 +42,8 @@ class OpenedDisk:
     findings: tuple[Finding, ...] = ()
     stored: ByteSource | None = None
     related: RelatedFiles = field(default_factory=NoRelatedFiles)
+    table_sector_size: int | None = None
+    """What the partition table counts in, where the device tells; None to find out from the table."""
 
     @property
     def image(self) -> DiskImage:
@@ -54,7 +56,7 @@ class OpenedDisk:
     @functools.cached_property
     def partition_table(self) -> "PartitionTable | None":
         """The disk's partition table, read once; None if it has none. Raises what reading the first sector raises."""
-        return read_partition_table(self.image)
+        return read_partition_table(self.image, sector_size=self.table_sector_size)
 
     @functools.cached_property
     def partitions(self) -> "tuple[PartitionTable | None, tuple[Finding, ...]]":
@@ -167,6 +169,8 @@ def open_source(
         driver = driver_named(name)
         disk = OpenedDisk(0, "", Path(location).name, source.size, driver, stored=source, related=related)
         disk.opened = driver.open(source, related)
+        if name == "raw":
+            disk.table_sector_size = source.device_sector_size
         return OpenedSource(location, source, [disk], None)
     except BaseException:
         source.close()
@@ -194,17 +198,17 @@ def _opened_appliance(
     # Loaded here: the XML parser is slow to load, and a single image needs none of it.
     from diskfs_formats.ova import open_ova, open_ovf  # noqa: PLC0415
 
-    appliance = open_ova(source) if container == "ova" else open_ovf(source, related)
+    appliance = open_ova(source) if container == "ova" else open_ovf(source, related, Path(location).name)
     beside = related if container == "ovf" else None
+    sizes = {name: member.size for name, member in appliance.members}
     disks = []
     for disk in appliance.disks:
         files = ApplianceFiles(appliance, disk.file_name, disk.parent_ref, beside=beside, allow_missing=allow_missing)
-        disks.append(_opened_disk(appliance, disk, files))
+        disks.append(_opened_disk(disk, sizes.get(disk.file_name), files))
     return OpenedSource(location, source, disks, appliance)
 
 
-def _opened_disk(appliance: "Appliance", described: "ApplianceDisk", related: ApplianceFiles) -> OpenedDisk:
-    member_size = next((member.size for name, member in appliance.members if name == described.file_name), None)
+def _opened_disk(described: "ApplianceDisk", member_size: int | None, related: ApplianceFiles) -> OpenedDisk:
     disk = OpenedDisk(described.index, described.disk_id, described.file_name, member_size or 0, related=related)
     with contextlib.ExitStack() as undo:
         try:

@@ -25,6 +25,11 @@ log = logging.getLogger("diskfs.fuse")
 READAHEAD_KB = 1024
 """The kernel's readahead window for cached reads. Its default of 128 KiB makes eight requests of what one can do; only
 root may change it."""
+_FOR_MOUNT_ALONE = frozenset(
+    {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "relatime", "rw"}
+)
+_FOR_OTHERS = ("x-", "comment=", "fsname=", "subtype=")
+"""Options that mount(8) and systemd read in fstab, and names that are ours to give; none is for the kernel."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -67,12 +72,21 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
             raise MountError(
                 f"{printable(str(mountpoint))}: mounting failed ({error}); is /dev/fuse there and may you use it?"
             ) from error
-        cleanly = False
+        announced = cleanly = False
+
+        def announce() -> None:
+            nonlocal announced
+            ready(warnings)
+            announced = True
+
         try:
-            trio.run(_serve, mountpoint, fuse_descriptors() - before, lambda: ready(warnings))
+            trio.run(_serve, mountpoint, fuse_descriptors() - before, announce)
             cleanly = True
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
         finally:
-            pyfuse3.close(unmount=cleanly)
+            # A mount that nobody was told of must not stay behind, dead.
+            pyfuse3.close(unmount=cleanly or not announced)
 
 
 async def _serve(mountpoint: Path, descriptors: set[int], ready: Callable[[], None]) -> None:
@@ -83,12 +97,20 @@ async def _serve(mountpoint: Path, descriptors: set[int], ready: Callable[[], No
         nursery.cancel_scope.cancel()
 
 
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what went wrong first, out of the groups that trio wraps it in."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
 async def _end_on_signal() -> None:
-    with trio.open_signal_receiver(*_SIGNALS) as received:
+    # Whoever ignores SIGHUP (nohup) wants to outlive the terminal.
+    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    with trio.open_signal_receiver(*numbers) as received:
         async for number in received:
             log.info("%s: unmounting", signal.Signals(number).name)
+            # Once more is harmless; a second signal must not end the process before it has unmounted.
             pyfuse3.terminate()
-            return
 
 
 async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
@@ -115,7 +137,14 @@ def _fuse_options(opened: OpenedSource, options: MountOptions) -> set[str]:
     chosen = {"default_permissions", "ro", "nosuid", "nodev", "noatime", f"fsname={shown}", "subtype=diskfs"}
     if options.allow_other:
         chosen.add("allow_other")
-    return chosen | set(options.extra)
+    extra = {word for word in options.extra if word not in _FOR_MOUNT_ALONE and not word.startswith(_FOR_OTHERS)}
+    # The user's word goes before ours; two that contradict each other would be decided by chance.
+    contradicted = {default for default in chosen for word in extra if _opposite(word) == default}
+    return chosen - contradicted | extra
+
+
+def _opposite(option: str) -> str:
+    return option.removeprefix("no") if option.startswith("no") else f"no{option}"
 
 
 def _refuse_own_source(location: str, mountpoint: Path) -> None:

@@ -17,17 +17,40 @@ if TYPE_CHECKING:
     from diskfs_formats.partitions import PartitionTable
 
 
+MAX_LOOKS = 512
+"""Partitions of one source whose file systems are looked for; a table may list 1024 on each of 4096 disks."""
+
+
+class FilesystemLooks:
+    """How many more partitions of a source are looked into."""
+
+    def __init__(self, left: int = MAX_LOOKS) -> None:
+        self._left = left
+
+    def identify(self, source: ByteSource) -> str | None:
+        """Return the file system on `source`, or None if it has none, cannot be read, or was one too many."""
+        if self._left <= 0:
+            return None
+        self._left -= 1
+        try:
+            return identify_filesystem(source)
+        except DiskfsError:
+            # A damaged or missing unit at the start of a partition: what is there is unknown, and the rest is told.
+            return None
+
+
 def describe_source(opened: OpenedSource) -> dict[str, Any]:
     """Describe a source and all its disks; reads partition tables and the starts of file systems."""
+    looks = FilesystemLooks()
     return {
         "source": str(Path(opened.location)),
         "container": opened.container,
-        "disks": [describe_disk(disk) for disk in opened.disks],
+        "disks": [describe_disk(disk, looks) for disk in opened.disks],
         "findings": [describe_finding(finding) for finding in opened.findings],
     }
 
 
-def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
+def describe_disk(disk: OpenedDisk, looks: FilesystemLooks) -> dict[str, Any]:
     """Describe one disk; one that could not be opened has its `error` and nothing that would be a guess."""
     description: dict[str, Any] = {
         "index": disk.index,
@@ -59,8 +82,8 @@ def describe_disk(disk: OpenedDisk) -> dict[str, Any]:
         sector_size=table.sector_size if table else info.sector_size,
         unit_size=info.unit_size,
         compressed=info.compressed,
-        partition_table=_describe_table(disk, table) if table else None,
-        filesystem=None if table and table.partitions else _filesystem(disk.opened),
+        partition_table=_describe_table(disk, table, looks) if table else None,
+        filesystem=None if table and table.partitions else looks.identify(disk.opened),
         findings=[describe_finding(finding) for finding in (*disk.findings, *info.findings, *findings)],
     )
     return description
@@ -94,7 +117,7 @@ def describe_finding(finding: Finding) -> dict[str, str]:
     }
 
 
-def _describe_table(disk: OpenedDisk, table: "PartitionTable") -> dict[str, Any]:
+def _describe_table(disk: OpenedDisk, table: "PartitionTable", looks: FilesystemLooks) -> dict[str, Any]:
     slices = {partition.number: part for partition, part in partition_slices(disk.image, table, f"disk{disk.index}")}
     return {
         "scheme": table.scheme,
@@ -108,16 +131,8 @@ def _describe_table(disk: OpenedDisk, table: "PartitionTable") -> dict[str, Any]
                 "type": partition.type_text,
                 "name": partition.name,
                 "bootable": partition.bootable,
-                "filesystem": _filesystem(slices[partition.number]) if partition.number in slices else None,
+                "filesystem": looks.identify(slices[partition.number]) if partition.number in slices else None,
             }
             for partition in table.partitions
         ],
     }
-
-
-def _filesystem(source: ByteSource) -> str | None:
-    try:
-        return identify_filesystem(source)
-    except DiskfsError:
-        # A damaged or missing unit at the start of a partition: what is there is unknown, and the rest is told.
-        return None

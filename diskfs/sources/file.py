@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from diskfs_formats.text import printable
 
 # Linux 4.14 and later; absent from `os` where the C library is older than the interpreter's build expects.
 _RWF_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
+_BLKSSZGET = 0x1268
 _NEVER_READY = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
@@ -33,6 +35,7 @@ class FileSource:
         self._version = (status.st_size, status.st_mtime_ns)
         self._size = status.st_size if self._is_regular else os.lseek(descriptor, 0, os.SEEK_END)
         self._status = status
+        self._device_sector_size = _sector_size(descriptor) if stat.S_ISBLK(status.st_mode) else None
         self._can_be_ready = bool(_RWF_NOWAIT) and self._is_regular
 
     @property
@@ -52,6 +55,11 @@ class FileSource:
     def status(self) -> os.stat_result:
         """The file's status when it was opened."""
         return self._status
+
+    @property
+    def device_sector_size(self) -> int | None:
+        """Bytes of a block device's logical sector, in which its partition table counts; None for a file."""
+        return self._device_sector_size
 
     def is_same_file(self, other: "FileSource") -> bool:
         """Tell whether two sources are one file, whatever its names."""
@@ -175,6 +183,9 @@ def _opened(path: Path, flags: int, *, allow_block_device: bool) -> FileSource:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
             raise UnsafeReference(f"{name}: it is a symbolic link, and an image may not lead through one") from error
+        if isinstance(error, OSError) and error.errno in (errno.ENXIO, errno.ENODEV):
+            refusal = SourceError if allow_block_device else UnsafeReference
+            raise refusal(f"{name}: it is a socket or a device that is not there, expected a file") from error
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SourceError(f"{name}: it cannot be opened: {reason}") from error
     try:
@@ -186,6 +197,17 @@ def _opened(path: Path, flags: int, *, allow_block_device: bool) -> FileSource:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _sector_size(descriptor: int) -> int | None:
+    import fcntl  # noqa: PLC0415 - for block devices alone
+
+    answer = bytearray(4)
+    try:
+        fcntl.ioctl(descriptor, _BLKSSZGET, answer)
+    except OSError:
+        return None
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _kind(mode: int) -> str:

@@ -150,13 +150,14 @@ def open_ova(source: ByteSource) -> Appliance:
     return _open(package, "ova", descriptor_name, manifest_name, findings)
 
 
-def open_ovf(source: ByteSource, related: RelatedFiles) -> Appliance:
-    """Open an appliance whose descriptor is `source` and whose files lie beside it.
+def open_ovf(source: ByteSource, related: RelatedFiles, file_name: str | None = None) -> Appliance:
+    """Open an appliance whose descriptor is `source`, called `file_name`, and whose files lie beside it.
 
     Raises ImageError if the descriptor cannot be read; a file that is missing or may not be opened is a finding, and
     the others open. On success the appliance owns `source` and what it opened of `related`.
     """
-    descriptor_name = _bare_name(source.name)
+    # The source's own name is made for messages: cut, and escaped.
+    descriptor_name = _bare_name(source.name) if file_name is None else file_name
     package = _Folder(source, descriptor_name, related)
     findings: list[Finding] = []
     try:
