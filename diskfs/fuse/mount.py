@@ -50,7 +50,6 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
     Returns after a clean unmount, by a signal or from outside. Raises DiskfsError if it cannot start. If serving
     fails, the mountpoint is left behind dead, so that nobody takes the folder beneath it for the disk.
     """
-    _refuse_own_source(location, mountpoint)
     with open_source(
         location,
         format_name=options.format_name,
@@ -145,14 +144,6 @@ def _fuse_options(opened: OpenedSource, options: MountOptions) -> set[str]:
 
 def _opposite(option: str) -> str:
     return option.removeprefix("no") if option.startswith("no") else f"no{option}"
-
-
-def _refuse_own_source(location: str, mountpoint: Path) -> None:
-    source = Path(location).resolve()
-    if mountpoint == source or mountpoint in source.parents:
-        raise MountError(
-            f"{printable(location)} lies under the mountpoint {printable(str(mountpoint))}, which would hide it"
-        )
 
 
 def set_up_logging(handler: logging.Handler, *, verbose: bool = False) -> None:

@@ -50,6 +50,14 @@ def is_mounted(mountpoint: Path) -> bool:
     return f" {mountpoint} " in Path("/proc/self/mountinfo").read_text()
 
 
+def listing_error(folder: Path) -> int:
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
 def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -83,6 +91,7 @@ def test_an_unmount_from_outside_ends_the_daemon(image: Path, mountpoint: Path) 
     pid = status(mountpoint)["pid"]
     run("fusermount3", "-u", mountpoint)
     wait_for(lambda: not is_running(pid))
+    assert os.listdir(mountpoint) == []
 
 
 def test_mount_returns_when_the_files_are_there(image: Path, mountpoint: Path) -> None:
@@ -97,9 +106,9 @@ def test_a_killed_daemon_leaves_enotconn_and_the_next_mount_repairs_it(image: Pa
     pid = status(mountpoint)["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not is_running(pid))
-    with pytest.raises(OSError, match="not connected") as caught:
-        os.listdir(mountpoint)
-    assert caught.value.errno == errno.ENOTCONN
+    # A request that is under way while the process dies is told ECONNABORTED, every later one ENOTCONN.
+    wait_for(lambda: listing_error(mountpoint) == errno.ENOTCONN)
+    assert listing_error(mountpoint) == errno.ENOTCONN
     assert "stale" in diskfs("mounts").stdout
     with mounted(image, mountpoint):
         assert "stale" not in diskfs("mounts").stdout
@@ -188,11 +197,9 @@ def test_a_second_mount_on_a_live_one_is_refused(image: Path, mountpoint: Path) 
         assert "mounted there already" in diskfs("mount", image, mountpoint, expect=1).stderr
 
 
-def test_a_source_under_the_mountpoint_is_refused(image: Path, mountpoint: Path, tmp_path: Path) -> None:
-    below = tmp_path / "below"
-    below.symlink_to(image.parent)
-    # The mountpoint is the folder of the image, which is not empty either; a bind mount is how it could be empty.
-    assert diskfs("mount", image, image.parent, expect=1).stderr.startswith("diskfs: ")
+def test_the_folder_of_the_image_is_refused_as_its_mountpoint(image: Path) -> None:
+    assert "not empty" in diskfs("mount", image, image.parent, expect=1).stderr
+    assert image.exists()
 
 
 def test_a_source_that_cannot_be_opened_leaves_no_mount(mountpoint: Path, tmp_path: Path) -> None:
