@@ -6,11 +6,13 @@ lies on a file system with holes, the map shows them as ZERO.
 
 from collections.abc import Iterator
 
-from diskfs_formats.driver import ImageInfo, Match, ProbeWindow, RelatedFiles
+from diskfs_formats.driver import DiskImage, ImageInfo, Match, ProbeWindow, RelatedFiles
 from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.findings import Finding, Severity
+from diskfs_formats.layout import LaidOutImage, PaddedDisk
 from diskfs_formats.reading import ready_reader
 from diskfs_formats.source import ByteSource, SparseSource, require_range
+from diskfs_formats.writer import LaidOutFile, WriteOptions
 
 SECTOR_SIZE = 512
 
@@ -68,6 +70,20 @@ class RawDriver:
 
     def check(self, source: ByteSource, related: RelatedFiles, /) -> Iterator[Finding]:  # noqa: ARG002 - the same
         return _findings(source)
+
+
+class RawWriter:
+    """Writes the bytes of the disk and nothing else; what is no data becomes holes where the target can have them."""
+
+    name = "raw"
+    variants = ("raw",)
+
+    def require_fits(self, disk: DiskImage, options: WriteOptions, /) -> None:
+        pass
+
+    def layout(self, disk: DiskImage, options: WriteOptions, /) -> tuple[LaidOutFile, ...]:
+        image = LaidOutImage(options.file_name, self.name, self.variants[0], [PaddedDisk(disk, disk.size)])
+        return (LaidOutFile(options.file_name, image),)
 
 
 def _findings(source: ByteSource) -> Iterator[Finding]:

@@ -1,6 +1,9 @@
-"""Which formats there are, and which one an image is. A new format is one line in DRIVERS."""
+"""Which formats there are, and which one an image is. A new format is one line in DRIVERS, and in WRITERS if it is
+written.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
@@ -10,6 +13,7 @@ from diskfs_formats.findings import Finding
 from diskfs_formats.raw import RawDriver
 from diskfs_formats.source import ByteSource
 from diskfs_formats.text import printable
+from diskfs_formats.writer import LayoutWriter, StreamWriter
 
 
 class LazyDriver:
@@ -38,8 +42,12 @@ class LazyDriver:
         return self._driver().check(source, related)
 
     def _driver(self) -> FormatDriver:
-        module, _, driver = self._location.partition(":")
-        return cast("FormatDriver", getattr(import_module(f"diskfs_formats.{module}"), driver)())
+        return cast("FormatDriver", _loaded(self._location)())
+
+
+def _loaded(location: str) -> Callable[[], object]:
+    module, _, name = location.partition(":")
+    return cast("Callable[[], object]", getattr(import_module(f"diskfs_formats.{module}"), name))
 
 
 def _begins_with(*magics: bytes) -> Callable[[ProbeWindow], bool]:
@@ -71,6 +79,26 @@ DRIVERS: tuple[FormatDriver, ...] = (
 )
 """In probe order; raw is what is left."""
 
+
+@dataclass(frozen=True, slots=True)
+class WriterEntry:
+    """A writer whose module is loaded when it is used: the format's name, the variants that it writes, its class."""
+
+    name: str
+    variants: tuple[str, ...]
+    location: str
+
+    def load(self) -> LayoutWriter | StreamWriter:
+        """Return the writer."""
+        return cast("LayoutWriter | StreamWriter", _loaded(self.location)())
+
+
+WRITERS: tuple[WriterEntry, ...] = (
+    WriterEntry("raw", ("raw",), "raw:RawWriter"),
+    WriterEntry("vhd", ("dynamic", "fixed"), "vhd.writing:VhdWriter"),
+)
+"""A format may have several entries; the first variant of the first one is its default."""
+
 _TABLE_SIGNATURES = (
     (510, b"\x55\xaa", "MBR"),
     (512, b"EFI PART", "GPT"),
@@ -86,6 +114,29 @@ def driver_named(name: str, where: str = "") -> FormatDriver:
     known = ", ".join(driver.name for driver in DRIVERS)
     place = f"{where}: " if where else ""
     raise UnsupportedFeature(f"{place}format {printable(name, 40)!r} is not read; these are: {known}")
+
+
+def writable_variants(name: str) -> tuple[str, ...]:
+    """Return the variants of a format that are written, its default first; none if it is not written."""
+    return tuple(variant for entry in WRITERS if entry.name == name for variant in entry.variants)
+
+
+def writer_for(name: str, variant: str = "") -> tuple[LayoutWriter | StreamWriter, str]:
+    """Return the writer of a format's variant, and the variant, which is the default if none is asked for.
+
+    Raises UnsupportedFeature if it is not written.
+    """
+    variants = writable_variants(name)
+    if not variants:
+        known = ", ".join(dict.fromkeys(entry.name for entry in WRITERS))
+        raise UnsupportedFeature(f"format {printable(name, 40)!r} is not written; these are: {known}")
+    wanted = variant or variants[0]
+    for entry in WRITERS:
+        if entry.name == name and wanted in entry.variants:
+            return entry.load(), wanted
+    raise UnsupportedFeature(
+        f"variant {printable(variant, 40)!r} of {name} is not written; these are: {', '.join(variants)}"
+    )
 
 
 def detect(window: ProbeWindow, name: str, containers: Sequence[str] = ()) -> str:

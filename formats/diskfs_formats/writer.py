@@ -8,7 +8,7 @@ only appends.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.source import Buffer
@@ -67,6 +67,7 @@ class LaidOutFile:
     content: DiskImage
 
 
+@runtime_checkable
 class LayoutWriter(Protocol):
     """Writes a format whose layout follows from the disk's map. Thread-safe."""
 
@@ -80,6 +81,10 @@ class LayoutWriter(Protocol):
         """What `--variant` takes, the default first."""
         ...
 
+    def require_fits(self, disk: DiskImage, options: WriteOptions, /) -> None:
+        """Raise UnsupportedFeature unless the format can hold a disk of this size; looks at nothing else."""
+        ...
+
     def layout(self, disk: DiskImage, options: WriteOptions, /) -> tuple[LaidOutFile, ...]:
         """Return the image's files, the main one first; reads the disk's map and none of its data.
 
@@ -88,6 +93,7 @@ class LayoutWriter(Protocol):
         ...
 
 
+@runtime_checkable
 class StreamWriter(Protocol):
     """Writes a format front to back. Thread-safe."""
 
