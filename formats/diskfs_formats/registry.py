@@ -96,6 +96,8 @@ class WriterEntry:
 WRITERS: tuple[WriterEntry, ...] = (
     WriterEntry("raw", ("raw",), "raw:RawWriter"),
     WriterEntry("vhd", ("dynamic", "fixed"), "vhd.writing:VhdWriter"),
+    WriterEntry("vhdx", ("dynamic", "fixed"), "vhdx.writing:VhdxWriter"),
+    WriterEntry("vmdk", ("monolithicSparse", "monolithicFlat"), "vmdk.writing:VmdkWriter"),
 )
 """A format may have several entries; the first variant of the first one is its default."""
 
