@@ -2,63 +2,37 @@
 
 import itertools
 import json
-import time
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
 from diskfs.disks.opening import OpenedDisk, OpenedSource
 from diskfs.disks.partitions import partition_slices
+from diskfs.fuse.export import export_folder
+from diskfs.fuse.sizing import Sizing
 from diskfs.fuse.tree import Directory, Entry, File, Tree
 from diskfs.guest.description import FilesystemLooks, describe_disk
 from diskfs_formats.driver import DiskImage
-from diskfs_formats.extents import ExtentKind
 from diskfs_formats.source import ByteSource, MemorySource
 from diskfs_formats.text import printable
 
-SIZING_SECONDS = 1.0
-"""What finding out the allocated sizes of all files of a mount may take; whoever lists a folder waits for it."""
-_FIRST_WINDOW = 4 << 20
-_SHORT, _LONG = 0.002, 0.02
 MAX_DEPTH = 32
 """Folders in each other that `source/` shows; a tar may hold any number."""
 MAX_NAME = 240
 """Bytes of a name in `source/`, with room left to tell two names apart."""
 
 
-class Sizing:
-    """Counts allocated bytes by the maps, within one budget of time for all files of a mount.
-
-    What is not looked at in time counts as allocated: an upper bound, which is what an honest guess is.
-    """
-
-    def __init__(self, seconds: float = SIZING_SECONDS) -> None:
-        self._left = seconds
-
-    def allocated(self, image: DiskImage) -> int:
-        """Return how many bytes of the disk are stored as data, as far as the budget reaches."""
-        total = offset = 0
-        window = _FIRST_WINDOW
-        while offset < image.size and self._left > 0:
-            # In windows, because the map joins what belongs together before it gives anything out.
-            length = min(window, image.size - offset)
-            began = time.monotonic()
-            total += sum(extent.length for extent in image.extents(offset, length) if extent.kind is ExtentKind.DATA)
-            took = time.monotonic() - began
-            self._left -= took
-            offset += length
-            window = window * 2 if took < _SHORT else max(window // 2, _FIRST_WINDOW) if took > _LONG else window
-        return total + image.size - offset
-
-
 def build_tree(opened: OpenedSource) -> Tree:
-    """Return the tree of a source: its disks, their partitions and descriptions, and `source/`."""
+    """Return the tree of a source: its disks, their partitions and descriptions, `source/` and `export/`."""
     entries: list[Entry] = []
     sizing = Sizing()
     looks = FilesystemLooks()
     for disk in opened.disks:
         entries.extend(_disk_entries(opened, disk, sizing, looks))
     entries.append(Directory("source", _folders(opened.members)))
+    entries.append(
+        export_folder({f"disk{disk.index}": disk.opened for disk in opened.disks if disk.opened is not None})
+    )
     return Tree.build(entries)
 
 

@@ -118,7 +118,8 @@ class DiskfsOperations(pyfuse3.Operations):
     @guarded
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:  # noqa: ARG002
         data = pyfuse3.StatvfsData()
-        total = sum(node.entry.content.size for node in self._tree if isinstance(node.entry, File))
+        files = [node.entry for node in self._tree if isinstance(node.entry, File)]
+        total = sum(file.content.size for file in files if not file.deferred)
         data.f_bsize = data.f_frsize = _BLOCK_SIZE
         data.f_blocks = -(-total // _BLOCK_SIZE)
         data.f_bfree = data.f_bavail = 0
@@ -230,6 +231,8 @@ class DiskfsOperations(pyfuse3.Operations):
             # A folder may be entered by whoever may read it.
             return self._make_attributes(node.inode, stat.S_IFDIR | self._mode | self._mode >> 2, 0, 0)
         if node.inode not in self._allocated:
+            if entry.deferred:
+                await self._reader.run(lambda: entry.content.size)
             allocated = entry.content.size
             if entry.allocated is not None:
                 try:

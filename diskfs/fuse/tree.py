@@ -12,11 +12,15 @@ ROOT_INODE = 1
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file whose bytes come from a source. `allocated` gives its allocated bytes, and may take a while."""
+    """A file whose bytes come from a source. `allocated` gives its allocated bytes, and may take a while.
+
+    Of a `deferred` file, finding out the size may take a while too, once; its bytes are those of other files.
+    """
 
     name: str
     content: ByteSource
     allocated: Callable[[], int] | None = None
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,16 @@ lies on a file system with holes, the map shows them as ZERO.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from diskfs_formats.driver import DiskImage, ImageInfo, Match, ProbeWindow, RelatedFiles
 from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.findings import Finding, Severity
-from diskfs_formats.layout import LaidOutImage, PaddedDisk
 from diskfs_formats.reading import ready_reader
 from diskfs_formats.source import ByteSource, SparseSource, require_range
-from diskfs_formats.writer import LaidOutFile, WriteOptions
+
+if TYPE_CHECKING:
+    from diskfs_formats.writer import LaidOutFile, WriteOptions
 
 SECTOR_SIZE = 512
 
@@ -78,10 +80,11 @@ class RawWriter:
     name = "raw"
     variants = ("raw",)
 
-    def require_fits(self, disk: DiskImage, options: WriteOptions, /) -> None:
-        pass
+    def layout(self, disk: DiskImage, options: "WriteOptions", /) -> "tuple[LaidOutFile, ...]":
+        # Loaded here: raw is in every command's way, and few commands write.
+        from diskfs_formats.layout import LaidOutImage, PaddedDisk  # noqa: PLC0415
+        from diskfs_formats.writer import LaidOutFile  # noqa: PLC0415
 
-    def layout(self, disk: DiskImage, options: WriteOptions, /) -> tuple[LaidOutFile, ...]:
         image = LaidOutImage(options.file_name, self.name, self.variants[0], [PaddedDisk(disk, disk.size)])
         return (LaidOutFile(options.file_name, image),)
 

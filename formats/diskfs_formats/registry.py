@@ -5,7 +5,7 @@ written.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from diskfs_formats.driver import DiskImage, FormatDriver, Match, NoRelatedFiles, ProbeWindow, RelatedFiles
 from diskfs_formats.errors import UnknownFormat, UnsupportedFeature
@@ -13,7 +13,9 @@ from diskfs_formats.findings import Finding
 from diskfs_formats.raw import RawDriver
 from diskfs_formats.source import ByteSource
 from diskfs_formats.text import printable
-from diskfs_formats.writer import LayoutWriter, StreamWriter
+
+if TYPE_CHECKING:
+    from diskfs_formats.writer import LayoutWriter, StreamWriter
 
 
 class LazyDriver:
@@ -82,22 +84,30 @@ DRIVERS: tuple[FormatDriver, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class WriterEntry:
-    """A writer whose module is loaded when it is used: the format's name, the variants that it writes, its class."""
+    """A writer whose module is loaded when it is used: the format's name, the variants that it writes, its class.
+
+    `max_size` is the largest disk, in bytes, that it writes by default; it may refuse smaller ones for what they hold.
+    """
 
     name: str
     variants: tuple[str, ...]
     location: str
+    max_size: int | None = None
 
-    def load(self) -> LayoutWriter | StreamWriter:
+    def fits(self, size: int) -> bool:
+        """Tell whether a disk of `size` bytes can be written, as far as its size decides."""
+        return size > 0 and (self.max_size is None or size <= self.max_size)
+
+    def load(self) -> "LayoutWriter | StreamWriter":
         """Return the writer."""
         return cast("LayoutWriter | StreamWriter", _loaded(self.location)())
 
 
 WRITERS: tuple[WriterEntry, ...] = (
     WriterEntry("raw", ("raw",), "raw:RawWriter"),
-    WriterEntry("vhd", ("dynamic", "fixed"), "vhd.writing:VhdWriter"),
-    WriterEntry("vhdx", ("dynamic", "fixed"), "vhdx.writing:VhdxWriter"),
-    WriterEntry("vmdk", ("monolithicSparse", "monolithicFlat"), "vmdk.writing:VmdkWriter"),
+    WriterEntry("vhd", ("dynamic", "fixed"), "vhd.writing:VhdWriter", 2040 << 30),
+    WriterEntry("vhdx", ("dynamic", "fixed"), "vhdx.writing:VhdxWriter", 64 << 40),
+    WriterEntry("vmdk", ("monolithicSparse", "monolithicFlat"), "vmdk.writing:VmdkWriter", 62 << 40),
 )
 """A format may have several entries; the first variant of the first one is its default."""
 
@@ -123,22 +133,27 @@ def writable_variants(name: str) -> tuple[str, ...]:
     return tuple(variant for entry in WRITERS if entry.name == name for variant in entry.variants)
 
 
-def writer_for(name: str, variant: str = "") -> tuple[LayoutWriter | StreamWriter, str]:
-    """Return the writer of a format's variant, and the variant, which is the default if none is asked for.
-
-    Raises UnsupportedFeature if it is not written.
-    """
+def writer_entry(name: str, variant: str) -> WriterEntry:
+    """Return the entry of a format's variant; raises UnsupportedFeature if it is not written."""
     variants = writable_variants(name)
     if not variants:
         known = ", ".join(dict.fromkeys(entry.name for entry in WRITERS))
         raise UnsupportedFeature(f"format {printable(name, 40)!r} is not written; these are: {known}")
-    wanted = variant or variants[0]
     for entry in WRITERS:
-        if entry.name == name and wanted in entry.variants:
-            return entry.load(), wanted
+        if entry.name == name and variant in entry.variants:
+            return entry
     raise UnsupportedFeature(
         f"variant {printable(variant, 40)!r} of {name} is not written; these are: {', '.join(variants)}"
     )
+
+
+def writer_for(name: str, variant: str = "") -> "tuple[LayoutWriter | StreamWriter, str]":
+    """Return the writer of a format's variant, and the variant, which is the default if none is asked for.
+
+    Raises UnsupportedFeature if it is not written.
+    """
+    variant = variant or next(iter(writable_variants(name)), "")
+    return writer_entry(name, variant).load(), variant
 
 
 def detect(window: ProbeWindow, name: str, containers: Sequence[str] = ()) -> str:

@@ -81,10 +81,6 @@ class LayoutWriter(Protocol):
         """What `--variant` takes, the default first."""
         ...
 
-    def require_fits(self, disk: DiskImage, options: WriteOptions, /) -> None:
-        """Raise UnsupportedFeature unless the format can hold a disk of this size; looks at nothing else."""
-        ...
-
     def layout(self, disk: DiskImage, options: WriteOptions, /) -> tuple[LaidOutFile, ...]:
         """Return the image's files, the main one first; reads the disk's map and none of its data.
 

@@ -41,7 +41,7 @@ def test_an_appliance_shows_every_disk_partition_description_and_member(applianc
         assert sorted(os.listdir(mnt)) == sorted(
             [
                 "disk0.raw", "disk0p1.raw", "disk0p2.raw", "disk0p3.raw", "disk0p4.raw", "disk0.json",
-                "disk1.raw", "disk1p1.raw", "disk1p5.raw", "disk1p6.raw", "disk1.json", "source",
+                "disk1.raw", "disk1p1.raw", "disk1p5.raw", "disk1p6.raw", "disk1.json", "export", "source",
             ]
         )  # fmt: skip
         members = run("tar", "tf", appliance).split()

@@ -62,7 +62,7 @@ def test_whoever_kills_the_waiting_command_finds_it_mounted_or_not_mounted(
     while time.monotonic() < deadline:
         time.sleep(0.1)
         os.statvfs(mnt)  # raises if it is a dead mount
-    assert sorted(os.listdir(mnt)) in ([], ["disk0.json", "disk0.raw", "source"])
+    assert sorted(os.listdir(mnt)) in ([], ["disk0.json", "disk0.raw", "export", "source"])
     subprocess.run(["fusermount3", "-u", mnt], check=False, capture_output=True)
 
 

@@ -54,27 +54,24 @@ class VhdWriter:
     name = "vhd"
     variants = ("dynamic", "fixed")
 
-    def require_fits(self, disk: DiskImage, options: WriteOptions, /) -> None:
-        is_fixed = self._is_fixed(options)
-        size = _virtual_size(disk, options)
-        if options.azure and not is_fixed:
-            raise UnsupportedFeature(f"{disk.name}: Azure takes fixed VHDs alone; write the variant fixed")
-        if not size:
-            raise UnsupportedFeature(f"{disk.name}: the disk has 0 bytes, a VHD has at least one sector")
-        limit = MAX_AZURE_SIZE if options.azure else MAX_SIZE
-        if size > limit:
-            raise UnsupportedFeature(
-                f"{disk.name}: the disk has {disk.size} bytes, a VHD at most {limit} ({limit >> 30} GiB); write vhdx"
-            )
-
     def layout(self, disk: DiskImage, options: WriteOptions, /) -> tuple[LaidOutFile, ...]:
-        self.require_fits(disk, options)
+        _require_fits(disk, options)
         variant = options.variant or self.variants[0]
-        parts = _fixed(disk, options) if self._is_fixed(options) else _dynamic(disk, options)
+        parts = _fixed(disk, options) if variant == "fixed" else _dynamic(disk, options)
         return (LaidOutFile(options.file_name, LaidOutImage(options.file_name, self.name, variant, parts)),)
 
-    def _is_fixed(self, options: WriteOptions) -> bool:
-        return (options.variant or self.variants[0]) == "fixed"
+
+def _require_fits(disk: DiskImage, options: WriteOptions) -> None:
+    size = _virtual_size(disk, options)
+    if options.azure and options.variant != "fixed":
+        raise UnsupportedFeature(f"{disk.name}: Azure takes fixed VHDs alone; write the variant fixed")
+    if not size:
+        raise UnsupportedFeature(f"{disk.name}: the disk has 0 bytes, a VHD has at least one sector")
+    limit = MAX_AZURE_SIZE if options.azure else MAX_SIZE
+    if size > limit:
+        raise UnsupportedFeature(
+            f"{disk.name}: the disk has {disk.size} bytes, a VHD at most {limit} ({limit >> 30} GiB); write vhdx"
+        )
 
 
 def geometry_of(size: int) -> tuple[int, int, int]:

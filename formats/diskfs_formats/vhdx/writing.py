@@ -70,19 +70,20 @@ class VhdxWriter:
     name = "vhdx"
     variants = ("dynamic", "fixed")
 
-    def require_fits(self, disk: DiskImage, options: WriteOptions, /) -> None:  # noqa: ARG002 - it decides nothing
-        if not disk.size:
-            raise UnsupportedFeature(f"{disk.name}: the disk has 0 bytes, a VHDX has at least one sector")
-        if disk.size > MAX_VIRTUAL_DISK_SIZE:
-            raise UnsupportedFeature(
-                f"{disk.name}: the disk has {disk.size} bytes, a VHDX at most {MAX_VIRTUAL_DISK_SIZE} (64 TiB)"
-            )
-
     def layout(self, disk: DiskImage, options: WriteOptions, /) -> tuple[LaidOutFile, ...]:
-        self.require_fits(disk, options)
+        _require_fits(disk)
         variant = options.variant or self.variants[0]
         parts = _parts(disk, variant, options)
         return (LaidOutFile(options.file_name, LaidOutImage(options.file_name, self.name, variant, parts)),)
+
+
+def _require_fits(disk: DiskImage) -> None:
+    if not disk.size:
+        raise UnsupportedFeature(f"{disk.name}: the disk has 0 bytes, a VHDX has at least one sector")
+    if disk.size > MAX_VIRTUAL_DISK_SIZE:
+        raise UnsupportedFeature(
+            f"{disk.name}: the disk has {disk.size} bytes, a VHDX at most {MAX_VIRTUAL_DISK_SIZE} (64 TiB)"
+        )
 
 
 def block_size_for(size: int) -> int:

@@ -51,21 +51,21 @@ class VmdkWriter:
     name = "vmdk"
     variants = ("monolithicSparse", "monolithicFlat")
 
-    def require_fits(self, disk: DiskImage, options: WriteOptions, /) -> None:  # noqa: ARG002 - it decides nothing
-        if not disk.size:
-            raise UnsupportedFeature(f"{disk.name}: the disk has 0 bytes, a VMDK has at least one sector")
-        if disk.size > MAX_SIZE:
-            raise UnsupportedFeature(
-                f"{disk.name}: the disk has {disk.size} bytes, a VMDK at most {MAX_SIZE} ({MAX_SIZE >> 40} TiB); "
-                "write vhdx"
-            )
-
     def layout(self, disk: DiskImage, options: WriteOptions, /) -> tuple[LaidOutFile, ...]:
-        self.require_fits(disk, options)
+        _require_fits(disk)
         name = require_file_name(options.file_name)
         if options.variant == "monolithicFlat":
             return _flat(disk, name, options)
         return (LaidOutFile(name, LaidOutImage(name, self.name, self.variants[0], _sparse(disk, name, options))),)
+
+
+def _require_fits(disk: DiskImage) -> None:
+    if not disk.size:
+        raise UnsupportedFeature(f"{disk.name}: the disk has 0 bytes, a VMDK has at least one sector")
+    if disk.size > MAX_SIZE:
+        raise UnsupportedFeature(
+            f"{disk.name}: the disk has {disk.size} bytes, a VMDK at most {MAX_SIZE} ({MAX_SIZE >> 40} TiB); write vhdx"
+        )
 
 
 def require_file_name(name: str) -> str:
