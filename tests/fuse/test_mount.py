@@ -109,7 +109,9 @@ def test_inodes_are_the_same_in_every_mount(appliance: Path, tmp_path: Path) -> 
 def test_statfs_tells_a_full_file_system_of_the_files_size(appliance: Path, tmp_path: Path) -> None:
     with mounted(appliance, tmp_path / "mnt") as mnt:
         found = os.statvfs(mnt)
-        total = sum(path.stat().st_size for path in mnt.rglob("*") if path.is_file())
+        # What export/ shows are the same disks once more, and its sizes are not known before somebody looks.
+        shown = [path for path in mnt.rglob("*") if path.is_file() and path.parent.name != "export"]
+        total = sum(path.stat().st_size for path in shown)
         assert 0 <= found.f_blocks * found.f_frsize - total < found.f_frsize
         assert found.f_bavail == found.f_bfree == 0
         assert found.f_flag & os.ST_RDONLY
