@@ -5,6 +5,9 @@ DiskfsError
     SourceNotFound      there is no such file
     AccessDenied        it may not be read
     SourceChanged       it is no longer the version that was opened
+  SinkError             writing failed; the target is what it was before, or absent
+    OutOfSpace          there is no room for it
+    ReaderGone          whoever read the pipe has closed it
   MountError            the mount could not be set up or taken down
 """
 
@@ -25,6 +28,18 @@ class AccessDenied(SourceError):
 
 class SourceChanged(SourceError):
     """The source is no longer the version that was opened."""
+
+
+class SinkError(DiskfsError):
+    """Writing failed, or the target may not be written."""
+
+
+class OutOfSpace(SinkError):
+    """There is no room: the file system is full, the quota is used up, or the device is too small."""
+
+
+class ReaderGone(SinkError):
+    """Whoever read the pipe has closed it."""
 
 
 class MountError(DiskfsError):

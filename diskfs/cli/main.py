@@ -18,6 +18,8 @@ COMMANDS = {
     "info": "format, variant, disks, partitions, file systems",
     "map": "what is stored where, compatible with qemu-img map",
     "cat": "write the raw bytes of a disk or partition to standard output",
+    "convert": "write an image in another format: a file, a pipe or a device, all of it or nothing",
+    "compare": "tell whether two images have the same content; exit code 1 if not",
     "verify": "check the structure, every compressed grain, and the manifest",
 }
 

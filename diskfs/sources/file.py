@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class FileSource:
         self._status = status
         self._device_sector_size = _sector_size(descriptor) if stat.S_ISBLK(status.st_mode) else None
         self._can_be_ready = bool(_RWF_NOWAIT) and self._is_regular
+        _OPEN.add(self)
 
     @property
     def name(self) -> str:
@@ -138,6 +140,7 @@ class FileSource:
     def close(self) -> None:
         descriptor, self._fd = self._fd, -1
         self._can_be_ready = False
+        _OPEN.discard(self)
         if descriptor >= 0:
             os.close(descriptor)
 
@@ -153,6 +156,14 @@ class FileSource:
 
     def _failed(self, error: OSError, offset: int, length: int) -> SourceError:
         return SourceError(f"{self._name}: reading {length} bytes at offset {offset:#x}: {error.strerror}")
+
+
+_OPEN: "weakref.WeakSet[FileSource]" = weakref.WeakSet()
+
+
+def open_files() -> "list[FileSource]":
+    """Return the files and devices that are open: images, their parents and their extents."""
+    return list(_OPEN)
 
 
 def open_file(path: Path) -> FileSource:

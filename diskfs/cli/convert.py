@@ -1,0 +1,151 @@
+"""`diskfs convert`."""
+
+import argparse
+import signal
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from diskfs.cli import exit_codes
+from diskfs.cli.options import add_json, add_source, number
+from diskfs.cli.output import human_size, print_error, print_json, print_line
+
+if TYPE_CHECKING:
+    from diskfs.convert.job import Summary
+
+FORMATS = ("raw", "vmdk", "vhd", "vhdx", "ova")
+SUFFIXES = {".raw": "raw", ".img": "raw", ".vmdk": "vmdk", ".vhd": "vhd", ".vhdx": "vhdx", ".ova": "ova"}
+MAX_THREADS = 512
+LEVELS = range(1, 13)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    add_source(parser)
+    parser.add_argument("target", metavar="TARGET", help="a file, a block device, or - for standard output")
+    parser.add_argument(
+        "-O", dest="output_format", metavar="FORMAT", choices=FORMATS,
+        help=f"the format to write: {', '.join(FORMATS)} (default: what TARGET's name ends with)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--variant",
+        metavar="V",
+        default="",
+        help="vmdk: streamOptimized, monolithicSparse, monolithicFlat; vhd, vhdx: dynamic, fixed (default: the first)",
+    )
+    parser.add_argument(
+        "--disk", type=number, metavar="N", help="which disk, from 0 (default 0; for ova, all of an appliance's)"
+    )
+    parser.add_argument("--partition", type=number, metavar="N", help="this partition alone, as numbered in its table")
+    parser.add_argument("--threads", type=number, metavar="N", help="threads that work (default: one per core)")
+    parser.add_argument(
+        "--level", type=number, metavar="N", help="compression from 1 (fast) to 12 (small); without it, grains that "
+        "are compressed already are taken as they are",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace TARGET if it exists; write to a block device")
+    parser.add_argument("--verify", action="store_true", help="read back what was written and compare it with SOURCE")
+    parser.add_argument("--reproducible", action="store_true", help="two runs write the same bytes")
+    parser.add_argument("--azure", action="store_true", help="vhd: round the size up to a whole MiB, as Azure asks")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write a disk, or an appliance, in another format."""
+    problem = _problem(options)
+    if problem:
+        print_error(problem)
+        return exit_codes.USAGE
+    from diskfs.cli.progress import ProgressBars
+    from diskfs.cli.selection import open_from, select
+    from diskfs.convert.job import Job, convert_disk
+    from diskfs.sinks.opening import STANDARD_OUTPUT
+    from diskfs_formats.writer import WriteOptions
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    to_output = options.target == STANDARD_OUTPUT
+    write_options = WriteOptions(
+        variant=options.variant,
+        file_name="disk.vmdk" if to_output else PurePath(options.target).name,
+        level=options.level,
+        threads=options.threads,
+        reproducible=options.reproducible,
+        azure=options.azure,
+    )
+    job = Job(options.target, _format(options), write_options, options.force, options.verify)
+    with open_from(options) as opened:
+        image = select(opened, options.disk or 0, options.partition)
+        summary = convert_disk(image, job, ProgressBars(options))
+    _report(options, job.format, summary, to_output=to_output)
+    return exit_codes.DONE
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """End as Ctrl-C does: with the target as it was."""
+    raise KeyboardInterrupt
+
+
+def _format(options: argparse.Namespace) -> str:
+    return options.output_format or SUFFIXES.get(PurePath(options.target).suffix.lower(), "")
+
+
+def _problem(options: argparse.Namespace) -> str | None:
+    """Say what is wrong with the options, or None."""
+    name = _format(options)
+    if not name:
+        return f"{options.target}: its name does not tell the format to write; say it with -O: {', '.join(FORMATS)}"
+    if options.target == "-":
+        if sys.stdout.isatty():
+            return "standard output is a terminal; redirect it to a file or a pipe"
+        if options.verify:
+            return "--verify cannot read back what went into a pipe; leave it out, or write a file"
+        if options.json:
+            return "--json and the image cannot both go to standard output"
+    if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
+        return f"--threads {options.threads}: expected 1 to {MAX_THREADS}"
+    if options.level is not None and options.level not in LEVELS:
+        return f"--level {options.level}: expected {LEVELS.start} to {LEVELS.stop - 1}"
+    return _misplaced(options, name)
+
+
+def _misplaced(options: argparse.Namespace, name: str) -> str | None:
+    """Say which option the format has no use for, or None."""
+    from diskfs_formats.registry import writable_variants
+
+    variants = writable_variants(name)
+    if options.variant and options.variant not in variants:
+        return f"--variant {options.variant}: {name} is written as {', '.join(variants)}"
+    compressed = name == "ova" or (name == "vmdk" and (options.variant or variants[0]) == "streamOptimized")
+    if options.level is not None and not compressed:
+        return (
+            f"--level is for what is compressed (vmdk streamOptimized, ova), not for {name} {options.variant}".rstrip()
+        )
+    if options.azure and name != "vhd":
+        return f"--azure is for vhd, not for {name}"
+    return None
+
+
+def _report(options: argparse.Namespace, name: str, summary: "Summary", *, to_output: bool) -> None:
+    if options.json:
+        print_json(
+            {
+                "source": options.source,
+                "target": options.target,
+                "format": name,
+                "variant": summary.variant,
+                "virtual_size": summary.virtual_size,
+                "file_size": summary.file_size,
+                "bytes_read": summary.read,
+                "bytes_written": summary.written,
+                "bytes_skipped": summary.skipped,
+                "seconds": round(summary.seconds, 3),
+                "ratio": None if summary.ratio is None else round(summary.ratio, 4),
+                "verified": summary.verified,
+            }
+        )
+    elif not options.quiet and not to_output:
+        verified = ", read back and verified" if summary.verified else ""
+        print_line(
+            f"{options.target}: {name} {summary.variant}, {human_size(summary.read)} of data in "
+            f"{human_size(summary.written)} written, {summary.seconds:.1f} s{verified}"
+        )

@@ -1,0 +1,281 @@
+"""One conversion: a disk, written in a format to a target, all of it or nothing."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self, TypeAlias
+
+from diskfs.convert.compare import first_difference
+from diskfs.convert.copy import Copied, copy_disk
+from diskfs.errors import SinkError
+from diskfs.sinks.device import DeviceSink
+from diskfs.sinks.file import FileSink
+from diskfs.sinks.opening import STANDARD_OUTPUT, open_target, target_status
+from diskfs.sinks.pipe import PipeSink
+from diskfs.sources.file import FileSource, open_file, open_files
+from diskfs_formats.driver import DiskImage, ImageInfo, NoRelatedFiles
+from diskfs_formats.errors import ChecksumMismatch, ParentUnavailable, UnsupportedFeature
+from diskfs_formats.extents import Extent, ExtentKind
+from diskfs_formats.registry import driver_named, writer_for
+from diskfs_formats.source import ByteSource, SourceSlice
+from diskfs_formats.text import printable
+from diskfs_formats.writer import Progress, Sink, StreamWriter, WriteOptions
+
+Phase: TypeAlias = Callable[[str, int], AbstractContextManager[Progress]]
+"""Begins a phase of the work, of so many bytes, and gives what is to be told of its progress."""
+Target: TypeAlias = FileSink | PipeSink | DeviceSink
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be written, and where to."""
+
+    target: str
+    format: str
+    options: WriteOptions
+    replace: bool = False
+    verify: bool = False
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a conversion did. Bytes: of the disks, in all, read as data, passed over as zero; of the target, written."""
+
+    variant: str = ""
+    virtual_size: int = 0
+    read: int = 0
+    skipped: int = 0
+    written: int = 0
+    file_size: int = 0
+    seconds: float = 0.0
+    verified: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """Bytes written for each byte of data; None if there was no data."""
+        return self.written / self.read if self.read else None
+
+
+def convert_disk(disk: DiskImage, job: Job, phase: Phase) -> Summary:
+    """Write `disk` as the job says. Raises DiskfsError; then, and if it is interrupted, the target is what it was.
+
+    A pipe and a block device are written in place: they cannot be what they were.
+    """
+    begin = time.monotonic()
+    writer, variant = writer_for(job.format, job.options.variant)
+    options = replace(job.options, variant=variant)
+    summary = Summary(variant, disk.size)
+    with Sinks(job) as sinks:
+        sink = sinks.open_main()
+        if isinstance(writer, StreamWriter):
+            counted, counting = CountedDisk(disk), CountingSink(sink)
+            with phase("writing", disk.size) as progress:
+                writer.write(counted, counting, options, progress)
+            _note(summary, counted, counting)
+        else:
+            files = writer.layout(disk, options)
+            summary.file_size = sum(file.content.size for file in files)
+            targets = [sink, *(sinks.open_beside(file.name) for file in files[1:])]
+            with phase("writing", summary.file_size) as progress:
+                for file, target in zip(files, targets, strict=True):
+                    _add(summary, copy_disk(file.content, target, progress, threads=options.threads))
+        if job.verify:
+            _verify(disk, job, sinks, summary.file_size, phase)
+            summary.verified = True
+        sinks.commit()
+    summary.seconds = time.monotonic() - begin
+    return summary
+
+
+class Sinks:
+    """The targets of one conversion, the main one first; aborted on leaving unless they were committed."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._open: dict[str, Target] = {}
+
+    def open_main(self) -> Target:
+        """Open the target itself; raises SinkError if it may not be written."""
+        return self._opened(self._job.target)
+
+    def open_beside(self, file_name: str) -> Target:
+        """Open a further file in the target's folder."""
+        if not isinstance(next(iter(self._open.values())), FileSink):
+            raise SinkError(
+                f"{printable(self._job.target)}: this variant is several files, and they can only go to a folder; "
+                "choose another --variant"
+            )
+        return self._opened(str(Path(self._job.target).with_name(file_name)))
+
+    @property
+    def files(self) -> dict[str, FileSink]:
+        """The files that are being written, by their own names."""
+        return {Path(name).name: sink for name, sink in self._open.items() if isinstance(sink, FileSink)}
+
+    @property
+    def main(self) -> Target:
+        """The target itself."""
+        return next(iter(self._open.values()))
+
+    def commit(self) -> None:
+        """Publish them all, the main one last: only that one makes an image of the others."""
+        for sink in self._open.values():
+            if not isinstance(sink, PipeSink):
+                sink.flush()
+        for sink in reversed(list(self._open.values())):
+            sink.commit()
+
+    def _opened(self, target: str) -> Target:
+        require_no_source(target)
+        sink = self._open[target] = open_target(target, replace=self._job.replace)
+        return sink
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in self._open.values():
+            sink.abort()
+
+
+def require_no_source(target: str) -> None:
+    """Raise SinkError if the target is one of the files that are being read, by whatever name: the image, a parent, an
+    extent, a device.
+    """
+    status = target_status(target)
+    for source in open_files():
+        if status is None or not _is_same_file(status, source.status):
+            continue
+        shown = "standard output" if target == STANDARD_OUTPUT else printable(target)
+        raise SinkError(f"{shown}: it is {source.name}, which is being read; choose another target")
+
+
+def _is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    # Two device nodes may have different names and inodes, and be one device.
+    return os.path.samestat(one, other) or (one.st_rdev != 0 and one.st_rdev == other.st_rdev)
+
+
+def _add(summary: Summary, copied: Copied) -> None:
+    summary.read += copied.read
+    summary.skipped += copied.skipped
+    summary.written += copied.written
+
+
+def _note(summary: Summary, counted: "CountedDisk", target: "CountingSink") -> None:
+    summary.read = counted.data
+    summary.skipped = counted.size - counted.data
+    summary.written = target.written
+    summary.file_size = target.size
+
+
+class CountedDisk:
+    """A disk that counts how many bytes of data the map that it gives out has; one reader at a time."""
+
+    def __init__(self, disk: DiskImage) -> None:
+        self._disk = disk
+        self.data = 0
+
+    @property
+    def name(self) -> str:
+        return self._disk.name
+
+    @property
+    def size(self) -> int:
+        return self._disk.size
+
+    @property
+    def info(self) -> ImageInfo:
+        return self._disk.info
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        return self._disk.read_at(offset, length)
+
+    def extents(self, offset: int = 0, length: int | None = None, /) -> Iterator[Extent]:
+        for extent in self._disk.extents(offset, length):
+            if extent.kind is ExtentKind.DATA:
+                self.data += extent.length
+            yield extent
+
+    def close(self) -> None:
+        self._disk.close()
+
+
+class CountingSink:
+    """Counts what is appended to another sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.written = 0
+        self.size = 0
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> None:
+        self._sink.write(data)
+        self.written += len(data)
+        self.size += len(data)
+
+    def write_zeroes(self, length: int, /) -> None:
+        self._sink.write_zeroes(length)
+        self.size += length
+
+    def commit(self) -> None:
+        self._sink.commit()
+
+    def abort(self) -> None:
+        self._sink.abort()
+
+
+class _PartialFiles(NoRelatedFiles):
+    """The further files of an image that is not committed yet, by the names that they will have."""
+
+    def __init__(self, files: dict[str, FileSink]) -> None:
+        self._files = files
+
+    def open(self, file_name: str, /) -> ByteSource:
+        if file_name not in self._files:
+            raise ParentUnavailable(f"{printable(file_name)!r} was not written")
+        return open_file(self._files[file_name].partial)
+
+
+def _verify(disk: DiskImage, job: Job, sinks: Sinks, size: int, phase: Phase) -> None:
+    """Read back what was written, by its format's own driver, and compare it with the disk."""
+    with contextlib.ExitStack() as stack:
+        written = stack.enter_context(contextlib.closing(_written(sinks.main, size)))
+        related = _PartialFiles(sinks.files)
+        image = driver_named(job.format).open(written, related)
+        stack.callback(image.close)
+        require_same(disk, image, job, phase, stack)
+
+
+def _written(sink: Target, size: int) -> ByteSource:
+    """Return what was written as a source, from the disk and not from memory where that can be had."""
+    if isinstance(sink, PipeSink):
+        raise UnsupportedFeature("what went into a pipe cannot be read back; leave --verify out")
+    sink.flush()
+    source = open_file(sink.partial if isinstance(sink, FileSink) else sink.path)
+    drop_cached(source)
+    return SourceSlice(source, 0, size, source.name)
+
+
+def drop_cached(source: FileSource) -> None:
+    """Have the kernel forget what it has of a file in memory, as far as it is on the disk."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def require_same(disk: DiskImage, image: DiskImage, job: Job, phase: Phase, stack: contextlib.ExitStack) -> None:
+    """Raise ChecksumMismatch unless what was written reads as the disk."""
+    progress = stack.enter_context(phase("verifying", max(disk.size, image.size)))
+    different = first_difference(disk, image, progress, threads=job.options.threads)
+    if different is not None:
+        raise ChecksumMismatch(
+            f"{printable(job.target)}: what was written differs from {disk.name} at offset {different:#x}; the target "
+            "was left as it was: check the disk that it lies on"
+        )

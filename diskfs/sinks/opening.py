@@ -1,0 +1,50 @@
+"""From what a user typed to a target."""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+from diskfs.errors import SinkError
+from diskfs.sinks.device import DeviceSink
+from diskfs.sinks.file import FileSink
+from diskfs.sinks.pipe import PipeSink
+from diskfs.sinks.positioned import sink_error
+from diskfs_formats.text import printable
+
+STANDARD_OUTPUT = "-"
+
+
+def target_status(target: str) -> os.stat_result | None:
+    """Return the status of what a target leads to, links followed; None if there is nothing yet."""
+    try:
+        return os.fstat(sys.stdout.fileno()) if target == STANDARD_OUTPUT else Path(target).stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise SinkError(f"{printable(target)}: it cannot be written: {getattr(error, 'strerror', error)}") from error
+
+
+def open_target(target: str, *, replace: bool = False) -> FileSink | PipeSink | DeviceSink:
+    """Open a target: `-`, a path of a file that need not be there, a block device, a FIFO or character device.
+
+    Without `replace`, a file that is there is refused, and so is every block device. Raises SinkError.
+    """
+    if target == STANDARD_OUTPUT:
+        return PipeSink(os.dup(sys.stdout.fileno()), "standard output")
+    status = target_status(target)
+    name = printable(target)
+    if status is None or stat.S_ISREG(status.st_mode):
+        return FileSink(Path(target), replace=replace)
+    if stat.S_ISBLK(status.st_mode):
+        if not replace:
+            raise SinkError(f"{name}: it is a block device, and what is on it would be lost; use --force to write it")
+        return DeviceSink(Path(target))
+    if stat.S_ISDIR(status.st_mode):
+        raise SinkError(f"{name}: it is a directory, expected the name of a file")
+    if not (stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode)):
+        raise SinkError(f"{name}: it is neither a file, a pipe nor a device")
+    try:
+        return PipeSink(os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY), name)
+    except OSError as error:
+        raise sink_error(error, name, "opening it") from error

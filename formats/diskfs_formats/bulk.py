@@ -1,0 +1,124 @@
+"""Reading a whole map once, front to back: in pieces that threads can work on side by side, past the cache of decoded
+units, which serves those who come back.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from diskfs_formats.errors import CorruptImage
+from diskfs_formats.extents import Extent, ExtentKind, clipped
+from diskfs_formats.reading import MAX_MERGED, MERGE_GAP
+from diskfs_formats.source import Buffer
+
+PIECE = 256 << 10
+"""Bytes of a piece. Measured with a copy in the page cache, MB/s: 2,200 with pieces of 256 KiB, 820 with 1 MiB, which
+no longer stay in a core's cache between reading and writing, 1,500 with copy_file_range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of DATA: contiguous extents, of which encoded ones are whole as far as the map has them so."""
+
+    offset: int
+    length: int
+    extents: tuple[Extent, ...]
+
+    @property
+    def end(self) -> int:
+        """The first byte after the piece."""
+        return self.offset + self.length
+
+    @property
+    def cost(self) -> int:
+        """Bytes of memory that it takes to read the piece, about: what is stored, what is decoded, and a copy."""
+        return 2 * self.length + sum(extent.stored.length for extent in self.extents if extent.stored)
+
+
+def data_pieces(extents: Iterable[Extent], piece: int = PIECE) -> Iterator[Piece]:
+    """Cut the DATA of a map into pieces, in order; what lies between them is zero.
+
+    Pieces end at multiples of `piece` where no encoded unit lies across; a larger unit is a piece of its own.
+    """
+    held: list[Extent] = []
+    start = end = 0
+    for extent in extents:
+        if extent.kind is not ExtentKind.DATA:
+            continue
+        for part in _parts(extent, piece):
+            if held and (part.offset != end or part.end - start > piece or part.offset % piece == 0):
+                yield Piece(start, end - start, tuple(held))
+                held = []
+            if not held:
+                start = part.offset
+            held.append(part)
+            end = part.end
+    if held:
+        yield Piece(start, end - start, tuple(held))
+
+
+def read_piece(piece: Piece) -> list[Buffer]:
+    """Return the bytes of a piece, in buffers that follow each other. Raises what sources and decoders raise."""
+    extents = piece.extents
+    first = extents[0].stored
+    assert first is not None
+    if len(extents) == 1:
+        return [_bytes_of(extents[0], first.source.read_at(first.offset, first.length))]
+    parts: list[Buffer] = []
+    number = 0
+    while number < len(extents):
+        stop, begin, end = _group(extents, number)
+        stored = extents[number].stored
+        assert stored is not None
+        data = memoryview(stored.source.read_at(begin, end - begin))
+        for extent in extents[number:stop]:
+            assert extent.stored is not None
+            at = extent.stored.offset - begin
+            parts.append(_bytes_of(extent, data[at : at + extent.stored.length]))
+        number = stop
+    return parts
+
+
+def _parts(extent: Extent, piece: int) -> Iterator[Extent]:
+    stored = extent.stored
+    if extent.length <= piece - extent.offset % piece or (stored is not None and stored.decode is not None):
+        yield extent
+        return
+    offset = extent.offset
+    while offset < extent.end:
+        end = min(offset - offset % piece + piece, extent.end)
+        yield clipped(extent, offset, end)
+        offset = end
+
+
+def _group(extents: tuple[Extent, ...], number: int) -> tuple[int, int, int]:
+    """Return up to which extent, and from where to where, one read covers what is stored from extent `number` on."""
+    stored = extents[number].stored
+    assert stored is not None
+    begin, end = stored.offset, stored.offset + stored.length
+    source = stored.source
+    for stop in range(number + 1, len(extents)):
+        following = extents[stop].stored
+        assert following is not None
+        if following.source is not source or not begin <= following.offset <= end + MERGE_GAP:
+            return stop, begin, end
+        reach = max(end, following.offset + following.length)
+        if reach - begin > MAX_MERGED:
+            return stop, begin, end
+        end = reach
+    return len(extents), begin, end
+
+
+def _bytes_of(extent: Extent, data: Buffer) -> Buffer:
+    stored = extent.stored
+    assert stored is not None
+    if stored.decode is not None:
+        data = stored.decode(data)
+        if stored.skip or len(data) != extent.length:
+            data = memoryview(data)[stored.skip : stored.skip + extent.length]
+    if len(data) != extent.length:
+        # Shorter, and everything behind it would land in the wrong place.
+        raise CorruptImage(
+            f"{stored.source.name}: the unit stored at offset {stored.offset:#x} gives {len(data)} bytes, expected "
+            f"{extent.length}"
+        )
+    return data
