@@ -137,20 +137,28 @@ def _masks(runs: Iterable[tuple[int, int]]) -> Iterator[int]:
 
 
 def _data_runs(disk: DiskImage, unit_size: int) -> Iterator[tuple[int, int]]:
-    """Yield the units (first, end) that hold DATA, ascending; looks at the map in windows, to meet damage in each
-    once.
+    """Yield the units (first, end) that hold DATA, ascending.
+
+    The map is looked at in windows, which grow where little is stored; damage makes them small again, so that one
+    damaged place is met a few times and not once for each unit before it.
     """
-    window = UNITS_PER_PAGE * unit_size
-    for offset in range(0, disk.size, window):
+    page = window = UNITS_PER_PAGE * unit_size
+    offset = 0
+    while offset < disk.size:
         end = min(offset + window, disk.size)
         try:
             found = list(_runs_in(disk, unit_size, offset, end))
         except ImageError:
+            if window > page:
+                window = page
+                continue
             for unit in range(offset // unit_size, -(-end // unit_size)):
                 if _may_hold_data(disk, unit * unit_size, min((unit + 1) * unit_size, end)):
                     yield unit, unit + 1
         else:
             yield from found
+            window = window * 2 if len(found) < UNITS_PER_PAGE else page
+        offset = end
 
 
 def _runs_in(disk: DiskImage, unit_size: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
