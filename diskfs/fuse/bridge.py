@@ -1,11 +1,14 @@
 """The only bridge between blocking reads and the event loop."""
 
+import contextlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 import trio
 
-from diskfs_formats.reading import ready_reader
+from diskfs.fuse.readahead import Readahead
+from diskfs_formats.reading import ENGINE, ready_reader
 from diskfs_formats.source import Buffer, ByteSource
 
 T = TypeVar("T")
@@ -22,9 +25,13 @@ class Reader:
         self._limiter = trio.CapacityLimiter(limit)
         self._slow = trio.CapacityLimiter(2)
         self._ready: dict[int, Callable[[int, int], Buffer | None]] = {}
+        self._readahead = Readahead(ENGINE.submit)
 
     async def read_at(self, source: ByteSource, offset: int, length: int) -> Buffer:
         """Return exactly `length` bytes; raises what the source raises."""
+        ahead = self._readahead.next(source, offset, length)
+        if ahead is not None:
+            return ahead.result() if ahead.done() else await _result(ahead)
         ready = self._ready.get(id(source))
         if ready is None:
             # Sources of a tree live as long as the mount, so their identities are not reused.
@@ -34,6 +41,25 @@ class Reader:
             return data
         return await trio.to_thread.run_sync(source.read_at, offset, length, limiter=self._limiter)
 
+    def close(self) -> None:
+        """Wait for what is being read ahead; afterwards the sources may be closed."""
+        self._readahead.close()
+
     async def run(self, work: Callable[[], T]) -> T:
         """Run something that takes a while and is no read, apart from the reads."""
         return await trio.to_thread.run_sync(work, limiter=self._slow)
+
+
+async def _result(future: "Future[bytes]") -> bytes:
+    """Wait for a thread of the decoders' pool."""
+    done = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def wake(_future: "Future[bytes]") -> None:
+        # Where the mount has ended meanwhile, nobody waits any more.
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(done.set)
+
+    future.add_done_callback(wake)
+    await done.wait()
+    return future.result()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from diskfs.allocator import keep_freed_buffers
 from diskfs.disks.opening import OpenedSource, open_source
 from diskfs.errors import MountError
 from diskfs.fuse.bridge import Reader
@@ -50,6 +51,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
     Returns after a clean unmount, by a signal or from outside. Raises DiskfsError if it cannot start. If serving
     fails, the mountpoint is left behind dead, so that nobody takes the folder beneath it for the disk.
     """
+    keep_freed_buffers()
     with open_source(
         location,
         format_name=options.format_name,
@@ -59,8 +61,9 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
         opened.require_a_disk()
         warnings = [f"disk{disk.index}: {disk.error}" for disk in opened.disks if disk.error]
         tree = build_tree(opened)
+        reader = Reader()
         operations = DiskfsOperations(
-            tree, Reader(), status=opened.status, about={"source": opened.name, "mountpoint": str(mountpoint)}
+            tree, reader, status=opened.status, about={"source": opened.name, "mountpoint": str(mountpoint)}
         )
         # Nothing of ours may keep a folder busy, or lie under the mount itself.
         os.chdir("/")
@@ -86,6 +89,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
         finally:
             # A mount that nobody was told of must not stay behind, dead.
             pyfuse3.close(unmount=cleanly or not announced)
+            reader.close()
 
 
 async def _serve(mountpoint: Path, descriptors: set[int], ready: Callable[[], None]) -> None:

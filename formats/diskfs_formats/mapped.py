@@ -54,6 +54,16 @@ class MappedImage(ABC):
         It may begin before `offset`; it holds at least that byte. May read tables.
         """
 
+    def lookups(self, offset: int, end: int, /) -> Iterator[Extent]:
+        """Yield what `lookup` returns for `offset` and for each extent's end, up to `end`.
+
+        For drivers to override whose units are small and whose tables hold many: a table is then found once.
+        """
+        while offset < end:
+            extent = self.lookup(offset)
+            yield extent
+            offset = extent.end
+
     def lookup_if_ready(self, offset: int, /) -> Extent | None:  # noqa: ARG002 - for drivers to override
         """Return what `lookup` returns if no table has to be read for it, else None."""
         return None
@@ -120,13 +130,12 @@ class MappedImage(ABC):
         return self._ready.get(id(source)) or ready_reader(source)
 
     def _walk(self, offset: int, end: int) -> Iterator[Extent]:
-        while offset < end:
-            extent = clipped(self.lookup(offset), offset, end)
+        for found in self.lookups(offset, end):
+            extent = clipped(found, offset, end)
             if extent.kind is ExtentKind.HOLE and self._parent is not None:
                 yield from self._below(extent)
             else:
                 yield extent
-            offset = extent.end
 
     def _below(self, hole: Extent) -> Iterator[Extent]:
         """Yield what the parent has where this layer has nothing."""

@@ -10,13 +10,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.source import Buffer, ByteSource, ReadyReader, read_ranges
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+T = TypeVar("T")
 
 CACHE_SIZE = 64 << 20
 """Decoded bytes that are kept, for all disks together."""
@@ -26,6 +28,8 @@ MAX_MERGED = 16 << 20
 """Stored bytes that one merged read may cover."""
 MIN_PARALLEL = 4
 """Units from which decoding is spread over threads; below, the hand-over costs more than it brings."""
+MIN_STREAMING = 6
+"""Units of one request from which all but the first and the last are decoded past the cache."""
 
 UnitKey: TypeAlias = tuple[ByteSource, int, int]
 """Source, stored offset, and the virtual offset of the unit's first byte: two units that share one record are
@@ -45,24 +49,27 @@ def zeroes(length: int) -> Iterator[memoryview]:
 class PendingUnit:
     """A unit that some thread has claimed and is decoding; the others wait for what becomes of it."""
 
-    __slots__ = ("_done", "_error", "_unit", "waiting")
+    __slots__ = ("_error", "_pending", "_unit", "waiting")
 
     def __init__(self) -> None:
         self.waiting = 0
         """Threads that wait, or have waited; for a test to know when they do."""
-        self._done = threading.Event()
+        # Held until it is settled. One is made for every unit that is decoded, and an Event costs twenty times as much.
+        self._pending = threading.Lock()
+        self._pending.acquire()
         self._unit: Buffer | None = None
         self._error: BaseException | None = None
 
     def settle(self, unit: Buffer | None, error: BaseException | None = None) -> None:
         """Say what became of it: the unit, an error, or neither if it was given up."""
         self._unit, self._error = unit, error
-        self._done.set()
+        self._pending.release()
 
     def result(self) -> Buffer | None:
         """Wait, and return the unit, or None if it was given up; raises the error that decoding it met."""
         self.waiting += 1
-        self._done.wait()
+        with self._pending:
+            pass
         if self._error is not None:
             raise self._error
         return self._unit
@@ -152,6 +159,11 @@ class ReadingEngine:
         self._workers = workers or max(1, len(os.sched_getaffinity(0)))
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._here = threading.local()
+
+    def submit(self, work: Callable[[int, int], T], offset: int, length: int) -> "Future[T]":
+        """Run a read on a thread of the pool, which decodes by itself: for several reads under way side by side."""
+        return self._executor().submit(work, offset, length)
 
     def read(self, extents: Iterable[Extent]) -> bytes:
         """Return the bytes of contiguous extents, in order. Raises what sources and decoders raise."""
@@ -195,18 +207,21 @@ class ReadingEngine:
         return memoryview(unit)[stored.skip : stored.skip + extent.length]
 
     def _read_encoded(self, pieces: Sequence[_Piece]) -> None:
-        mine: list[_Piece] = []
+        mine: list[tuple[_Piece, UnitKey | None]] = []
         awaited: list[tuple[_Piece, PendingUnit]] = []
         open_claims: set[UnitKey] = set()
         try:
-            for piece in pieces:
+            for index, piece in enumerate(pieces):
                 stored = piece.extent.stored
                 assert stored is not None
+                if _streams_by(pieces, index, stored):
+                    mine.append((piece, None))
+                    continue
                 key = _key(piece.extent, stored)
                 found = self.cache.claim(key)
                 if found is None:
                     open_claims.add(key)
-                    mine.append(piece)
+                    mine.append((piece, key))
                 elif isinstance(found, PendingUnit):
                     awaited.append((piece, found))
                 else:
@@ -224,31 +239,35 @@ class ReadingEngine:
             assert piece.extent.stored is not None
             piece.parts = (_part(piece.extent, piece.extent.stored, unit),)
 
-    def _decode(self, pieces: Sequence[_Piece], open_claims: set[UnitKey]) -> None:
-        """Read and decode the claimed pieces, taking each out of `open_claims` once it is settled or has failed."""
-        records = _read_records([piece.extent.stored for piece in pieces if piece.extent.stored])
+    def _decode(self, pieces: Sequence[tuple[_Piece, UnitKey | None]], open_claims: set[UnitKey]) -> None:
+        """Read and decode pieces, taking each claimed one out of `open_claims` once it is settled or has failed."""
+        records = _read_records([piece.extent.stored for piece, _ in pieces if piece.extent.stored])
 
         def decode(index: int) -> None:
-            extent = pieces[index].extent
-            stored = extent.stored
+            piece, key = pieces[index]
+            stored = piece.extent.stored
             assert stored is not None
             assert stored.decode is not None
-            key = _key(extent, stored)
             try:
                 unit = stored.decode(records[index])
             except Exception as error:
-                self.cache.fail(key, error)
-                open_claims.discard(key)
+                if key is not None:
+                    self.cache.fail(key, error)
+                    open_claims.discard(key)
                 raise
-            self.cache.settle(key, unit)
-            open_claims.discard(key)
-            pieces[index].parts = (_part(extent, stored, unit),)
+            if key is not None:
+                self.cache.settle(key, unit)
+                open_claims.discard(key)
+            piece.parts = (_part(piece.extent, stored, unit),)
 
-        if len(pieces) < MIN_PARALLEL or self._workers == 1:
-            for index in range(len(pieces)):
+        self._decode_all(decode, len(pieces))
+
+    def _decode_all(self, decode: Callable[[int], None], count: int) -> None:
+        if count < MIN_PARALLEL or self._workers == 1 or getattr(self._here, "is_worker", False):
+            for index in range(count):
                 decode(index)
         else:
-            self._spread(decode, len(pieces))
+            self._spread(decode, count)
 
     def _decode_alone(self, extent: Extent) -> Buffer:
         """Read and decode one unit without a claim, after the reader that had claimed it gave it up."""
@@ -285,12 +304,27 @@ class ReadingEngine:
             if self._pool is None:
                 from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow to load, and often not needed
 
-                self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="diskfs-decode")
+                self._pool = ThreadPoolExecutor(self._workers, "diskfs-decode", initializer=self._mark_worker)
             return self._pool
+
+    def _mark_worker(self) -> None:
+        self._here.is_worker = True
 
 
 def _key(extent: Extent, stored: Stored) -> UnitKey:
     return stored.source, stored.offset, extent.offset - stored.skip
+
+
+def _streams_by(pieces: Sequence[_Piece], index: int, stored: Stored) -> bool:
+    """Tell whether a unit is read whole in the midst of a large request, and so is decoded past the cache.
+
+    What streams by would drive out what is read at random; and memory that is used again at once stays in the
+    processor's cache. Only the first and the last unit can be parts of what another request wants, too.
+    """
+    if len(pieces) < MIN_STREAMING or stored.skip or not 0 < index < len(pieces) - 1:
+        return False
+    following = pieces[index + 1].extent.stored
+    return following is None or following.offset != stored.offset or following.source is not stored.source
 
 
 def _part(extent: Extent, stored: Stored, unit: Buffer) -> Buffer:

@@ -148,6 +148,22 @@ class GrainExtent(VmdkImage):
             return self._unallocated_tables(number)
         return self._extent(offset, number, self.table(number, entry))
 
+    def lookups(self, offset: int, end: int, /) -> Iterator[Extent]:
+        while offset < end:
+            number = offset // self._table_span
+            entry = self._directory[number]
+            if entry == UNALLOCATED:
+                extent = self._unallocated_tables(number)
+                yield extent
+                offset = extent.end
+                continue
+            table = self.table(number, entry)
+            stop = min(end, (number + 1) * self._table_span)
+            while offset < stop:
+                extent = self._extent(offset, number, table)
+                yield extent
+                offset = extent.end
+
     def lookup_if_ready(self, offset: int, /) -> Extent | None:
         number = offset // self._table_span
         table = self._tables.peek((self, number))
@@ -219,4 +235,8 @@ class GrainExtent(VmdkImage):
         return Extent(start, end - start, ExtentKind.DATA, Stored(self._source, stored_at, end - start))
 
     def _is_metadata(self, offset: int, length: int = 1) -> bool:
-        return any(start < offset + length and offset < end for start, end in self._metadata)
+        # A loop, not any(): it is asked for every grain that is read.
+        for start, end in self._metadata:  # noqa: SIM110
+            if start < offset + length and offset < end:
+                return True
+        return False

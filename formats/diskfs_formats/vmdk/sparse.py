@@ -49,6 +49,7 @@ class SparseExtent(GrainExtent):
         shape = _shape(header)
         super().__init__(source, info, directory, shape, metadata, tables=tables, parent=parent, cid=cid)
         self._header = header
+        self._compressed = header.compressed
         self._max_record = align_up(_GRAIN_MARKER.size + 2 * header.grain_size, SECTOR)
 
     @property
@@ -95,6 +96,8 @@ class SparseExtent(GrainExtent):
         if entry == _ZEROED and self._header.has_zeroed_grains:
             return Extent(start, end - start, ExtentKind.ZERO)
         stored_at = entry * SECTOR
+        if self._compressed and entry > _ZEROED and not self._is_metadata(stored_at):
+            return Extent(start, end - start, ExtentKind.DATA, self._record(first, entry, table))
         # Sector 1 of a COWD extent is part of its header, and no flag could say otherwise.
         if entry == _ZEROED and stored_at >= self._header.header_size:
             raise CorruptImage(
@@ -106,8 +109,6 @@ class SparseExtent(GrainExtent):
                 f"{self._name}: grain {first}: grain table entry is sector {entry:#x}, which holds the header, the "
                 "descriptor or a directory"
             )
-        if self._header.compressed:
-            return Extent(start, end - start, ExtentKind.DATA, self._record(first, entry, table))
         return self._plain(start, end, first, stored_at)
 
     def _record(self, grain: int, entry: int, table: GrainTable) -> Stored:
