@@ -2,7 +2,7 @@
 units, which serves those who come back.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from diskfs_formats.errors import CorruptImage
@@ -58,12 +58,16 @@ def data_pieces(extents: Iterable[Extent], piece: int = PIECE) -> Iterator[Piece
 
 def read_piece(piece: Piece) -> list[Buffer]:
     """Return the bytes of a piece, in buffers that follow each other. Raises what sources and decoders raise."""
-    extents = piece.extents
-    first = extents[0].stored
-    assert first is not None
+    return [decoded(extent, record) for extent, record in zip(piece.extents, read_stored(piece.extents), strict=True)]
+
+
+def read_stored(extents: Sequence[Extent]) -> list[Buffer]:
+    """Return what is stored of each DATA extent, still encoded where it is; near ones are read together."""
     if len(extents) == 1:
-        return [_bytes_of(extents[0], first.source.read_at(first.offset, first.length))]
-    parts: list[Buffer] = []
+        stored = extents[0].stored
+        assert stored is not None
+        return [stored.source.read_at(stored.offset, stored.length)]
+    records: list[Buffer] = []
     number = 0
     while number < len(extents):
         stop, begin, end = _group(extents, number)
@@ -73,9 +77,27 @@ def read_piece(piece: Piece) -> list[Buffer]:
         for extent in extents[number:stop]:
             assert extent.stored is not None
             at = extent.stored.offset - begin
-            parts.append(_bytes_of(extent, data[at : at + extent.stored.length]))
+            records.append(data[at : at + extent.stored.length])
         number = stop
-    return parts
+    return records
+
+
+def decoded(extent: Extent, record: Buffer) -> Buffer:
+    """Return the bytes of a DATA extent from what is stored of it; raises what the decoder raises."""
+    stored = extent.stored
+    assert stored is not None
+    data = record
+    if stored.decode is not None:
+        data = stored.decode(record)
+        if stored.skip or len(data) != extent.length:
+            data = memoryview(data)[stored.skip : stored.skip + extent.length]
+    if len(data) != extent.length:
+        # Shorter, and everything behind it would land in the wrong place.
+        raise CorruptImage(
+            f"{stored.source.name}: the unit stored at offset {stored.offset:#x} gives {len(data)} bytes, expected "
+            f"{extent.length}"
+        )
+    return data
 
 
 def _parts(extent: Extent, piece: int) -> Iterator[Extent]:
@@ -90,7 +112,7 @@ def _parts(extent: Extent, piece: int) -> Iterator[Extent]:
         offset = end
 
 
-def _group(extents: tuple[Extent, ...], number: int) -> tuple[int, int, int]:
+def _group(extents: Sequence[Extent], number: int) -> tuple[int, int, int]:
     """Return up to which extent, and from where to where, one read covers what is stored from extent `number` on."""
     stored = extents[number].stored
     assert stored is not None
@@ -106,19 +128,3 @@ def _group(extents: tuple[Extent, ...], number: int) -> tuple[int, int, int]:
             return stop, begin, end
         end = reach
     return len(extents), begin, end
-
-
-def _bytes_of(extent: Extent, data: Buffer) -> Buffer:
-    stored = extent.stored
-    assert stored is not None
-    if stored.decode is not None:
-        data = stored.decode(data)
-        if stored.skip or len(data) != extent.length:
-            data = memoryview(data)[stored.skip : stored.skip + extent.length]
-    if len(data) != extent.length:
-        # Shorter, and everything behind it would land in the wrong place.
-        raise CorruptImage(
-            f"{stored.source.name}: the unit stored at offset {stored.offset:#x} gives {len(data)} bytes, expected "
-            f"{extent.length}"
-        )
-    return data

@@ -107,6 +107,7 @@ WRITERS: tuple[WriterEntry, ...] = (
     WriterEntry("raw", ("raw",), "raw:RawWriter"),
     WriterEntry("vhd", ("dynamic", "fixed"), "vhd.writing:VhdWriter", 2040 << 30),
     WriterEntry("vhdx", ("dynamic", "fixed"), "vhdx.writing:VhdxWriter", 64 << 40),
+    WriterEntry("vmdk", ("streamOptimized",), "vmdk.stream_writing:StreamOptimizedWriter", 62 << 40),
     WriterEntry("vmdk", ("monolithicSparse", "monolithicFlat"), "vmdk.writing:VmdkWriter", 62 << 40),
 )
 """A format may have several entries; the first variant of the first one is its default."""

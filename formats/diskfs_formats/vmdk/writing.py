@@ -52,14 +52,15 @@ class VmdkWriter:
     variants = ("monolithicSparse", "monolithicFlat")
 
     def layout(self, disk: DiskImage, options: WriteOptions, /) -> tuple[LaidOutFile, ...]:
-        _require_fits(disk)
+        require_fits(disk)
         name = require_file_name(options.file_name)
         if options.variant == "monolithicFlat":
             return _flat(disk, name, options)
         return (LaidOutFile(name, LaidOutImage(name, self.name, self.variants[0], _sparse(disk, name, options))),)
 
 
-def _require_fits(disk: DiskImage) -> None:
+def require_fits(disk: DiskImage) -> None:
+    """Raise UnsupportedFeature for a disk that no VMDK can hold."""
     if not disk.size:
         raise UnsupportedFeature(f"{disk.name}: the disk has 0 bytes, a VMDK has at least one sector")
     if disk.size > MAX_SIZE:
