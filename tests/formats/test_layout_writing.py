@@ -171,6 +171,31 @@ def test_the_file_is_the_same_read_at_random_and_written_by_its_map(
         reference.close()
 
 
+@pytest.mark.fuse
+@pytest.mark.parametrize("kind", ["odd size", "full", "compressed", "last unit partial", "zeroes in the map"])
+@pytest.mark.parametrize(("format_name", "variant", "_qemu_name"), VARIANTS[1:6])
+def test_the_libraries_of_libyal_mount_the_bytes(
+    kind: str, format_name: str, variant: str, _qemu_name: str, tmp_path: Path
+) -> None:
+    # monolithicFlat is left out: vmdkmount calls VMware's own files of it "Unsupported disk type".
+    program, inside = ("vmdkmount", "vmdk1") if format_name == "vmdk" else ("vhdimount", "vhdi1")
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed: run scripts/setup")
+    written = DISKS[kind](tmp_path)
+    files = files_of(written.disk, format_name, variant, f"out.{format_name}")
+    path, *_ = [write_by_map(file, tmp_path) for file in files]
+    size = expected_size(written, format_name)
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    output(program, path, mountpoint)
+    try:
+        found = (mountpoint / inside).read_bytes()
+    finally:
+        output("fusermount3", "-u", mountpoint)
+    assert_same_bytes(found, written.raw.read_bytes().ljust(size, b"\0"))
+    written.disk.close()
+
+
 def assert_parts_of_the_map(whole: list[Extent], size: int, content: object) -> None:
     """The map of a range is the range of the map, whatever the range."""
     edges = sorted({0, size, *(edge for extent in whole[:20] for edge in (extent.offset + 1, extent.end))})
