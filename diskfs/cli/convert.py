@@ -73,9 +73,19 @@ def run(options: argparse.Namespace) -> int:
         azure=options.azure,
     )
     job = Job(options.target, _format(options), write_options, options.force, options.verify)
+    bars = ProgressBars(options)
     with open_from(options) as opened:
-        image = select(opened, options.disk or 0, options.partition)
-        summary = convert_disk(image, job, ProgressBars(options))
+        if job.format == "ova":
+            from diskfs.convert.appliance import convert_appliance, kept_descriptor
+
+            if opened.appliance is not None and options.disk is None and options.partition is None:
+                opened.require_a_disk()
+                images = [disk.image for disk in opened.disks]
+                summary = convert_appliance(images, job, bars, kept_descriptor(opened.appliance, len(images)))
+            else:
+                summary = convert_appliance([select(opened, options.disk or 0, options.partition)], job, bars)
+        else:
+            summary = convert_disk(select(opened, options.disk or 0, options.partition), job, bars)
     _report(options, job.format, summary, to_output=to_output)
     return exit_codes.DONE
 
@@ -112,7 +122,7 @@ def _misplaced(options: argparse.Namespace, name: str) -> str | None:
     """Say which option the format has no use for, or None."""
     from diskfs_formats.registry import writable_variants
 
-    variants = writable_variants(name)
+    variants = ("streamOptimized",) if name == "ova" else writable_variants(name)
     if options.variant and options.variant not in variants:
         return f"--variant {options.variant}: {name} is written as {', '.join(variants)}"
     compressed = name == "ova" or (name == "vmdk" and (options.variant or variants[0]) == "streamOptimized")
