@@ -187,12 +187,13 @@ def _write(chance: random.Random, path: Path, image_format: str, size: int, unit
             commands.append(f"discard -q {start} {length}")
         else:
             commands.append(f"write -q -P {chance.randint(1, 255)} {start} {length}")
-    # VHDX and streamOptimized have no discard, some formats no zero write: qemu-io writes zeroes or says so.
+    if not commands:
+        return
     arguments = [word for command in commands for word in ("-c", command)]
-    subprocess.run(
-        ["qemu-io", "-f", image_format, "-d", "unmap", *arguments, path.name],
-        cwd=path.parent, check=False, capture_output=True,
-    )  # fmt: skip
+    said = _run("qemu-io", "-f", image_format, "-d", "unmap", *arguments, path.name, folder=path.parent)
+    # It goes on after a command that fails, and its exit code may be 0.
+    if said:
+        raise SystemExit(f"differential: qemu-io: {path.name}: {said}")
 
 
 def _convert(chance: random.Random, shape: Shape, size: int, path: Path) -> None:
@@ -251,7 +252,12 @@ def _geometry(sectors: int) -> tuple[int, int, int]:
     return by_heads // heads, heads, per_track
 
 
-def _run(*command: str, folder: Path) -> None:
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def _run(*command: str, folder: Path) -> str:
+    """Run a tool in a folder and return what it printed."""
+    result = subprocess.run(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
     if result.returncode:
-        raise SystemExit(f"differential: {' '.join(command)}: {result.stderr.strip()}")
+        raise SystemExit(f"differential: {' '.join(command)}: {result.stdout.strip()}")
+    return result.stdout.strip()
