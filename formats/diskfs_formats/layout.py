@@ -215,10 +215,13 @@ class AllocatedUnits(_Composite):
 class LaidOutImage(_Composite):
     """A file made of parts, in order. Closing it leaves the disk open.
 
-    `variant` is what the file is written as; its virtual size is the size of the file.
+    `variant` is what the file is written as; its virtual size is the size of the file. `compressed` says that reading
+    it decodes parts of the disk, as reading the disk does.
     """
 
-    def __init__(self, name: str, format_name: str, variant: str, parts: Sequence[Part]) -> None:
+    def __init__(
+        self, name: str, format_name: str, variant: str, parts: Sequence[Part], *, compressed: bool = False
+    ) -> None:
         self._name = name
         self._parts = [part for part in parts if part.size]
         self._starts: list[int] = []
@@ -227,7 +230,7 @@ class LaidOutImage(_Composite):
             self._starts.append(size)
             size += part.size
         self._size = size
-        self._info = ImageInfo(format_name, variant, size)
+        self._info = ImageInfo(format_name, variant, size, compressed=compressed)
 
     @property
     def name(self) -> str:

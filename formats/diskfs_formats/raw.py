@@ -85,7 +85,13 @@ class RawWriter:
         from diskfs_formats.layout import LaidOutImage, PaddedDisk  # noqa: PLC0415
         from diskfs_formats.writer import LaidOutFile  # noqa: PLC0415
 
-        image = LaidOutImage(options.file_name, self.name, self.variants[0], [PaddedDisk(disk, disk.size)])
+        image = LaidOutImage(
+            options.file_name,
+            self.name,
+            self.variants[0],
+            [PaddedDisk(disk, disk.size)],
+            compressed=disk.info.compressed,
+        )
         return (LaidOutFile(options.file_name, image),)
 
 

@@ -210,6 +210,19 @@ def assert_parts_of_the_map(whole: list[Extent], size: int, content: object) -> 
 
 
 @pytest.mark.parametrize(("format_name", "variant", "_qemu_name"), VARIANTS)
+def test_a_layout_tells_whether_its_data_is_compressed(
+    format_name: str, variant: str, _qemu_name: str, tmp_path: Path
+) -> None:
+    for kind, expected in (("compressed", True), ("full", False)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        written = DISKS[kind](folder)
+        *_, largest = sorted(files_of(written.disk, format_name, variant, "out"), key=lambda file: file.content.size)
+        assert largest.content.info.compressed is expected
+        written.disk.close()
+
+
+@pytest.mark.parametrize(("format_name", "variant", "_qemu_name"), VARIANTS)
 def test_what_is_no_data_stays_out_of_the_file(format_name: str, variant: str, _qemu_name: str, tmp_path: Path) -> None:
     written = DISKS["1 TiB, sparse"](tmp_path)
     for file in files_of(written.disk, format_name, variant, "out"):

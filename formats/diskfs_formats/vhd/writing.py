@@ -58,7 +58,8 @@ class VhdWriter:
         _require_fits(disk, options)
         variant = options.variant or self.variants[0]
         parts = _fixed(disk, options) if variant == "fixed" else _dynamic(disk, options)
-        return (LaidOutFile(options.file_name, LaidOutImage(options.file_name, self.name, variant, parts)),)
+        image = LaidOutImage(options.file_name, self.name, variant, parts, compressed=disk.info.compressed)
+        return (LaidOutFile(options.file_name, image),)
 
 
 def _require_fits(disk: DiskImage, options: WriteOptions) -> None:

@@ -74,7 +74,8 @@ class VhdxWriter:
         _require_fits(disk)
         variant = options.variant or self.variants[0]
         parts = _parts(disk, variant, options)
-        return (LaidOutFile(options.file_name, LaidOutImage(options.file_name, self.name, variant, parts)),)
+        image = LaidOutImage(options.file_name, self.name, variant, parts, compressed=disk.info.compressed)
+        return (LaidOutFile(options.file_name, image),)
 
 
 def _require_fits(disk: DiskImage) -> None:

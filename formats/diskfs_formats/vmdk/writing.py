@@ -56,7 +56,9 @@ class VmdkWriter:
         name = require_file_name(options.file_name)
         if options.variant == "monolithicFlat":
             return _flat(disk, name, options)
-        return (LaidOutFile(name, LaidOutImage(name, self.name, self.variants[0], _sparse(disk, name, options))),)
+        parts = _sparse(disk, name, options)
+        image = LaidOutImage(name, self.name, self.variants[0], parts, compressed=disk.info.compressed)
+        return (LaidOutFile(name, image),)
 
 
 def require_fits(disk: DiskImage) -> None:
@@ -120,9 +122,10 @@ def _flat(disk: DiskImage, name: str, options: WriteOptions) -> tuple[LaidOutFil
     line = f'RW {size // SECTOR} FLAT "{flat_name}" 0'
     text = descriptor_text("monolithicFlat", line, size, disk.info.sector_size, options)
     header = Header(text, "VMDK descriptor")
+    flat = LaidOutImage(flat_name, "raw", "monolithicFlat", [PaddedDisk(disk, size)], compressed=disk.info.compressed)
     return (
         LaidOutFile(name, LaidOutImage(name, "vmdk", "monolithicFlat", [header])),
-        LaidOutFile(flat_name, LaidOutImage(flat_name, "raw", "monolithicFlat", [PaddedDisk(disk, size)])),
+        LaidOutFile(flat_name, flat),
     )
 
 
