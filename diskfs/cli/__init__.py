@@ -1,6 +1,6 @@
 """The command line: one module for each command.
 
-Loaded before anything else of a command, so this is where starting is made quick (docs/decisions/0013).
+Loaded before anything else of a command, so this is where starting is made quick (docs/decisions/0010).
 """
 
 import gc
