@@ -65,6 +65,22 @@ def test_every_file_is_the_one_that_the_layout_gives_and_its_size_is_exact(
 
 
 @pytest.mark.fuse
+def test_a_copy_is_what_convert_writes_reproducibly(image: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = image
+    converted = tmp_path / "converted"
+    converted.mkdir()
+    for format_name, variant, name in EXPORTS:
+        options = ("--reproducible", "-O", format_name, "--variant", variant)
+        diskfs("convert", *options, path, converted / name)
+    assert sorted(os.listdir(converted)) == NAMES
+    with mounted(path, tmp_path / "mnt") as mnt:
+        for name in NAMES:
+            copy = tmp_path / "copy"
+            run("cp", "--sparse=always", mnt / "export" / name, copy)
+            assert sha256(copy) == sha256(converted / name)
+
+
+@pytest.mark.fuse
 def test_qemu_and_the_libraries_read_the_mounted_files(image: tuple[Path, Path], tmp_path: Path) -> None:
     path, raw = image
     size = -(-raw.stat().st_size // 512) * 512
