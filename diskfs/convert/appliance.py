@@ -179,7 +179,6 @@ def _write_disk(
     counted = CountedDisk(disk)
     StreamOptimizedWriter().write(counted, member, replace(options, file_name=member.name, variant=VARIANT), progress)
     summary.read += counted.data
-    summary.skipped += disk.size - counted.data
     return WrittenDisk(member.name, member.size, align_up(disk.size, SECTOR), counted.data)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from diskfs_formats.bulk import without_file_holes
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.extents import Extent, ExtentKind
 from diskfs_formats.parallel import in_order
@@ -78,7 +79,7 @@ def _to_end(disk: DiskImage, end: int) -> Iterator[Extent]:
     Data that is stored as it is stays apart, so that two disks that share it can be told.
     """
     held: Extent | None = None
-    for extent in disk.extents():
+    for extent in without_file_holes(disk.extents()):
         joined = _joined(held, extent) if held is not None else extent
         if joined is None:
             assert held is not None

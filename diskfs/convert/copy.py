@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from diskfs.sinks.positioned import PositionedSink
 from diskfs_formats.bulk import Piece, data_pieces, read_piece
 from diskfs_formats.driver import DiskImage
+from diskfs_formats.layout import Table
 from diskfs_formats.parallel import for_each, in_order
 from diskfs_formats.source import Buffer
 from diskfs_formats.writer import Progress, Sink
@@ -18,11 +19,10 @@ _ZEROES = bytes(ZERO_BLOCK)
 
 @dataclass(slots=True)
 class Copied:
-    """What a copy has done, in bytes: of the disk, read and found to be zero by the map; of the target, written."""
+    """What a copy has done, in bytes: of the disk, read as data; of the target, written."""
 
     read: int = 0
     written: int = 0
-    skipped: int = 0
 
 
 def copy_disk(content: DiskImage, sink: Sink, progress: Progress, *, threads: int | None = None) -> Copied:
@@ -43,16 +43,14 @@ def _copy_appending(content: DiskImage, sink: Sink, progress: Progress, threads:
     for piece, buffers in in_order(data_pieces(content.extents()), _read, _cost, threads):
         if piece.offset > position:
             sink.write_zeroes(piece.offset - position)
-            copied.skipped += piece.offset - position
         for buffer in buffers:
             sink.write(buffer)
-        copied.read += piece.length
+        copied.read += _from_disk(piece)
         copied.written += piece.length
         progress(piece.end - position)
         position = piece.end
     if content.size > position:
         sink.write_zeroes(content.size - position)
-        copied.skipped += content.size - position
         progress(content.size - position)
     return copied
 
@@ -65,8 +63,6 @@ def _copy_positioned(content: DiskImage, sink: PositionedSink, progress: Progres
     def copy(piece: Piece | range) -> None:
         if isinstance(piece, range):
             sink.write_zeroes_at(piece.start, len(piece))
-            with lock:
-                copied.skipped += len(piece)
             progress(len(piece))
             return
         buffers = read_piece(piece)
@@ -79,7 +75,7 @@ def _copy_positioned(content: DiskImage, sink: PositionedSink, progress: Progres
                 sink.write_at(offset, some)
                 written += sum(map(len, some))
         with lock:
-            copied.read += piece.length
+            copied.read += _from_disk(piece)
             copied.written += written
         progress(piece.length)
 
@@ -97,6 +93,13 @@ def _with_gaps(content: DiskImage) -> Iterator[Piece | range]:
         position = piece.end
     if content.size > position:
         yield range(position, content.size)
+
+
+def _from_disk(piece: Piece) -> int:
+    """Return how many bytes of a piece are the disk's own, and not headers and tables that are made for it."""
+    return sum(
+        extent.length for extent in piece.extents if extent.stored and not isinstance(extent.stored.source, Table)
+    )
 
 
 def _read(piece: Piece) -> tuple[Piece, list[Buffer]]:

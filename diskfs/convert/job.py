@@ -43,16 +43,20 @@ class Job:
 
 @dataclass(slots=True)
 class Summary:
-    """What a conversion did. Bytes: of the disks, in all, read as data, passed over as zero; of the target, written."""
+    """What a conversion did. Bytes: of the disks, in all and read as data; of the target, written."""
 
     variant: str = ""
     virtual_size: int = 0
     read: int = 0
-    skipped: int = 0
     written: int = 0
     file_size: int = 0
     seconds: float = 0.0
     verified: bool = False
+
+    @property
+    def skipped(self) -> int:
+        """Bytes of the disks that are zero by the map, and were not read."""
+        return self.virtual_size - self.read
 
     @property
     def ratio(self) -> float | None:
@@ -76,15 +80,17 @@ def convert_disk(disk: DiskImage, job: Job, phase: Phase) -> Summary:
             with phase("writing", disk.size) as progress:
                 writer.write(counted, counting, options, progress)
             _note(summary, counted, counting)
+            main_size = counting.size
         else:
             files = writer.layout(disk, options)
+            main_size = files[0].content.size
             summary.file_size = sum(file.content.size for file in files)
             targets = [sink, *(sinks.open_beside(file.name) for file in files[1:])]
             with phase("writing", summary.file_size) as progress:
                 for file, target in zip(files, targets, strict=True):
                     _add(summary, copy_disk(file.content, target, progress, threads=options.threads))
         if job.verify:
-            _verify(disk, job, sinks, summary.file_size, phase)
+            _verify(disk, job, sinks, main_size, phase)
             summary.verified = True
         sinks.commit()
     summary.seconds = time.monotonic() - begin
@@ -161,13 +167,11 @@ def _is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
 
 def _add(summary: Summary, copied: Copied) -> None:
     summary.read += copied.read
-    summary.skipped += copied.skipped
     summary.written += copied.written
 
 
 def _note(summary: Summary, counted: "CountedDisk", target: "CountingSink") -> None:
     summary.read = counted.data
-    summary.skipped = counted.size - counted.data
     summary.written = target.written
     summary.file_size = target.size
 

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from diskfs_formats.errors import CorruptImage
-from diskfs_formats.extents import Extent, ExtentKind, clipped
+from diskfs_formats.extents import Extent, ExtentKind, Stored, clipped
 from diskfs_formats.reading import MAX_MERGED, MERGE_GAP
-from diskfs_formats.source import Buffer
+from diskfs_formats.source import Buffer, SparseSource
 
 PIECE = 256 << 10
 """Bytes of a piece. Measured with a copy in the page cache, MB/s: 2,200 with pieces of 256 KiB, 820 with 1 MiB, which
 no longer stay in a core's cache between reading and writing, 1,500 with copy_file_range."""
+
+MIN_HOLE = 1 << 20
+"""Bytes of an extent from which the file is asked for holes in it: asking costs two system calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def data_pieces(extents: Iterable[Extent], piece: int = PIECE) -> Iterator[Piece
     """
     held: list[Extent] = []
     start = end = 0
-    for extent in extents:
+    for extent in without_file_holes(extents):
         if extent.kind is not ExtentKind.DATA:
             continue
         for part in _parts(extent, piece):
@@ -54,6 +57,29 @@ def data_pieces(extents: Iterable[Extent], piece: int = PIECE) -> Iterator[Piece
             end = part.end
     if held:
         yield Piece(start, end - start, tuple(held))
+
+
+def without_file_holes(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Yield a map in which long runs of DATA that are holes of the file they lie in are ZERO: what a fixed image leaves
+    out on a file system with holes is not read.
+    """
+    for extent in extents:
+        stored = extent.stored
+        if (
+            stored is None
+            or stored.decode is not None
+            or extent.length < MIN_HOLE
+            or not isinstance(stored.source, SparseSource)
+        ):
+            yield extent
+            continue
+        shift = extent.offset - stored.offset
+        for start, length, is_data in stored.source.data_ranges(stored.offset, stored.length):
+            if is_data:
+                kept = Stored(stored.source, start, length)
+                yield Extent(start + shift, length, ExtentKind.DATA, kept, extent.depth)
+            else:
+                yield Extent(start + shift, length, ExtentKind.ZERO, None, extent.depth)
 
 
 def read_piece(piece: Piece) -> list[Buffer]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from diskfs_formats.binary import align_up
-from diskfs_formats.bulk import decoded, read_stored
+from diskfs_formats.bulk import decoded, read_stored, without_file_holes
 from diskfs_formats.deflating import DEFAULT_LEVEL, deflate_zlib
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.errors import UnsupportedFeature
@@ -133,7 +133,7 @@ def _windows(disk: DiskImage) -> Iterator[_Window]:
 
 
 def _cut(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
-    for extent in extents:
+    for extent in without_file_holes(extents):
         if extent.kind is not ExtentKind.DATA:
             continue
         offset = extent.offset
