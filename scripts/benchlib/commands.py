@@ -26,6 +26,8 @@ class Finished:
     seconds: float
     max_rss: int
     stdout: str
+    cpu_seconds: float
+    """Of the program and of the children that it waited for."""
 
 
 def run(command: Sequence[Argument], *, grace_seconds: float = 0.0) -> Finished:
@@ -54,7 +56,8 @@ def run(command: Sequence[Argument], *, grace_seconds: float = 0.0) -> Finished:
             last_words = stderr.read().decode(errors="replace").strip().splitlines()[-3:]
             raise BenchError(f"{' '.join(words)}: exit status {process.returncode}: {' / '.join(last_words)}")
         stdout.seek(0)
-        return Finished(seconds, usage.ru_maxrss * 1024, stdout.read().decode(errors="replace"))
+        said = stdout.read().decode(errors="replace")
+        return Finished(seconds, usage.ru_maxrss * 1024, said, usage.ru_utime + usage.ru_stime)
 
 
 def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:

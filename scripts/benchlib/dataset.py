@@ -70,6 +70,16 @@ class DataSet:
         """Return the disk as qemu-img writes it as a stream-optimized VMDK."""
         return self._converted(self.disk(), "disk-stream.vmdk", "streamOptimized")
 
+    def disk_as(self, suffix: str, qemu_format: str) -> Path:
+        """Return the disk as qemu-img writes it in an uncompressed format with its own allocation."""
+        raw = self.disk()
+
+        def build(partial: Path) -> None:
+            options = ["-o", "force_size=on"] if qemu_format == "vpc" else []
+            run(["qemu-img", "convert", "-f", "raw", "-O", qemu_format, *options, raw, partial])
+
+        return self._built(f"disk.{suffix}", build)
+
     def sparse(self, variant: str) -> Path:
         """Return the large, nearly empty disk in one of SPARSE_VARIANTS."""
         raw = self._built("sparse.raw", self._build_sparse)
