@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diskfs.sinks.positioned import PositionedSink
+from diskfs.sinks.positioned import GatheringSink, PositionedSink
 from diskfs_formats.bulk import Piece, data_pieces, read_piece
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.layout import Table
@@ -40,11 +40,16 @@ def copy_disk(content: DiskImage, sink: Sink, progress: Progress, *, threads: in
 def _copy_appending(content: DiskImage, sink: Sink, progress: Progress, threads: int | None) -> Copied:
     copied = Copied()
     position = 0
+
+    def one_by_one(buffers: Sequence[Buffer], /) -> None:
+        for buffer in buffers:
+            sink.write(buffer)
+
+    write_all = sink.write_all if isinstance(sink, GatheringSink) else one_by_one
     for piece, buffers in in_order(data_pieces(content.extents()), _read, _cost, threads):
         if piece.offset > position:
             sink.write_zeroes(piece.offset - position)
-        for buffer in buffers:
-            sink.write(buffer)
+        write_all(buffers)
         copied.read += _from_disk(piece)
         copied.written += piece.length
         progress(piece.end - position)

@@ -173,7 +173,7 @@ class FileSink:
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files that killed runs have left in a folder; those of living runs are locked."""
     try:
-        names = [entry.name for entry in os.scandir(folder) if _PARTIAL_NAME.fullmatch(entry.name)]
+        names = [path.name for path in folder.iterdir() if _PARTIAL_NAME.fullmatch(path.name)]
     except OSError:
         return
     for name in names:

@@ -3,9 +3,12 @@
 import contextlib
 import fcntl
 import os
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
 
 from diskfs.errors import ReaderGone, SinkError
-from diskfs.sinks.positioned import sink_error
+from diskfs.sinks.positioned import MAX_BUFFERS, sink_error
 from diskfs_formats.reading import zeroes
 from diskfs_formats.source import Buffer
 
@@ -33,12 +36,18 @@ class PipeSink:
         return self._name
 
     def write(self, data: Buffer, /) -> None:
-        view = memoryview(data)
+        self.write_all((data,))
+
+    def write_all(self, buffers: Sequence[Buffer], /) -> None:
+        left = deque(memoryview(buffer) for buffer in buffers)
         try:
-            while view:
-                count = os.write(self._fd, view)
+            while left:
+                count = os.writev(self._fd, list(islice(left, MAX_BUFFERS)))
                 self._position += count
-                view = view[count:]
+                while left and count >= len(left[0]):
+                    count -= len(left.popleft())
+                if count:
+                    left[0] = left[0][count:]
         except BrokenPipeError as error:
             raise ReaderGone(
                 f"{self._name}: whoever read it has closed it after {self._position} bytes: what was written is not "

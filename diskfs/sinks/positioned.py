@@ -40,6 +40,15 @@ class PositionedSink(Sink, Protocol):
         ...
 
 
+@runtime_checkable
+class GatheringSink(Sink, Protocol):
+    """A target that appends several buffers at once."""
+
+    def write_all(self, buffers: Sequence[Buffer], /) -> None:
+        """Append the buffers, one after the other."""
+        ...
+
+
 def write_gathered(descriptor: int, offset: int, buffers: Sequence[Buffer], name: str) -> None:
     """Write buffers at a position of a descriptor, all of their bytes; raises SinkError, OutOfSpace."""
     for start in range(0, len(buffers), MAX_BUFFERS):
