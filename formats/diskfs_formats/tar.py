@@ -296,8 +296,8 @@ def _checksum_is_right(block: bytes) -> bool:
         return False
     rest = bytearray(block)
     rest[CHECKSUM_FIELD] = b" " * 8
-    unsigned = sum(rest)
-    return int(stored, 8) in (unsigned, unsigned - 256 * sum(byte >> 7 for byte in rest))
+    missing = sum(rest) - int(stored, 8)
+    return missing == 0 or missing == 256 * sum(byte >> 7 for byte in rest)
 
 
 def _is_octal(text: bytes) -> bool:

@@ -105,14 +105,24 @@ def make_input(form: Format, specimens: Sequence[Specimen], seed: str, run: int)
     return mutation.mutated(form, specimens, chance)
 
 
-def campaign(form: Format, *, seed: str, runs: int | None, seconds: float | None, jobs: int) -> Tally:
-    """Execute mutated inputs until there are enough, or until the time is up."""
-    specimens = list(form.specimens())
+def campaign(
+    form: Format,
+    *,
+    seed: str,
+    runs: int | None,
+    seconds: float | None,
+    jobs: int,
+    first: int = 0,
+    specimens: Sequence[Specimen] | None = None,
+) -> Tally:
+    """Execute mutated inputs from number `first` on until there are enough, or until the time is up."""
+    specimens = list(form.specimens()) if specimens is None else specimens
+    end = 1 << 62 if runs is None else first + runs
     total = Tally(form.name)
     began = time.monotonic()
     deadline = None if seconds is None else began + seconds
     plan = _Plan(form, specimens, seed, deadline)
-    workers = [_Worker(plan, range(number, runs or 1 << 62, jobs)) for number in range(jobs)]
+    workers = [_Worker(plan, range(first + number, end, jobs)) for number in range(jobs)]
     try:
         while alive := [worker for worker in workers if worker.process is not None]:
             wait([worker.reports for worker in alive], _REPORT_EVERY)
@@ -246,9 +256,10 @@ def _raise_hanging(_signal: int, _frame: FrameType | None) -> None:
     raise Hanging(f"over {HANGING:.0f} s of processor time, at most {MAX_SECONDS:.0f} are allowed")
 
 
-def save(found: Finding, form: Format, seed: str, folder: Path) -> Path:
+def save(found: Finding, form: Format, seed: str, folder: Path, specimens: Sequence[Specimen] | None = None) -> Path:
     """Keep the input of a finding: the file, named by its hash, and beside it how it was made."""
-    draft, specimen = make_input(form, good_specimens(form, [*form.specimens()]), seed, found.run)
+    specimens = list(form.specimens()) if specimens is None else specimens
+    draft, specimen = make_input(form, good_specimens(form, specimens), seed, found.run)
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(b"".join(b"%d:" % offset + data for offset, data in draft.pieces)).hexdigest()[:16]
     path = folder / f"{form.name}-{digest}"

@@ -25,15 +25,22 @@ _NUMBER = re.compile(rb"\d+")
 _QUOTED = re.compile(rb'"[^"\n]*"')
 _WORD = re.compile(rb"[A-Za-z]{2,}")
 
+USUAL_SIZE = 16 << 10
+"""Bytes of a good file up to which it is chosen as often as any; what is larger is hit where it matters more rarely."""
+
 Change = Callable[[Draft, Structure, random.Random, Sequence[Specimen]], None]
 
 
 def mutated(form: Format, specimens: Sequence[Specimen], chance: random.Random) -> tuple[Draft, Specimen]:
     """Return a changed file, and the good one that it was."""
-    specimen = chance.choice(specimens)
+    (specimen,) = chance.choices(specimens, [_weight(specimen) for specimen in specimens])
     draft = specimen.draft.copy()
     change(form, draft, specimens, chance)
     return draft, specimen
+
+
+def _weight(specimen: Specimen) -> float:
+    return USUAL_SIZE / max(len(specimen.draft), USUAL_SIZE)
 
 
 def change(form: Format, draft: Draft, specimens: Sequence[Specimen], chance: random.Random) -> None:

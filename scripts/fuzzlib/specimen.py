@@ -1,5 +1,6 @@
 """A file that is to be changed: its bytes where it has any, what its bytes mean, and how to put its checksums right."""
 
+import functools
 import random
 import re
 import struct
@@ -168,7 +169,13 @@ class Format:
 
 def fields_of(structure: Struct, at: int) -> list[Field]:
     """Return every number of a construct declaration at `at`; what is no number is cut into 4 bytes each."""
+    return [Field(at + offset, width, byteorder) for offset, width, byteorder in _fields_of(structure)]
+
+
+@functools.cache
+def _fields_of(structure: Struct) -> list[Field]:
     found = []
+    at = 0
     for part in structure.subcons:
         width = part.sizeof()
         code = getattr(getattr(part, "subcon", part), "fmtstr", "")

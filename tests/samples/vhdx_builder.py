@@ -234,6 +234,9 @@ class SparseSource:
         self.requests += 1
         self.bytes_read += length
         end = offset + length
+        for start, data in self._pieces:
+            if start <= offset and end <= start + len(data):
+                return data[offset - start : end - start]
         buffer = bytearray(length)
         for start, data in self._pieces:
             first, last = max(start, offset), min(start + len(data), end)

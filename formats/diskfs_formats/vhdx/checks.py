@@ -25,6 +25,8 @@ def _misplaced(image: VhdxImage) -> Iterator[Finding]:
     for number in range(-(-bat.count // bat.entries_per_page)):
         entries = bat.page(number)
         for index, entry in enumerate(entries, number * bat.entries_per_page) if any(entries) else ():
+            if not entry:
+                continue
             state, is_bitmap = state_of(entry), bat.is_bitmap(index)
             if is_bitmap and state is not State.NOT_PRESENT:
                 finding = _bitmap_finding(image, index, state)
