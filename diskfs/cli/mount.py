@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from diskfs.cli import exit_codes
-from diskfs.cli.options import add_source
+from diskfs.cli.options import add_source, remote_options
 from diskfs.cli.output import print_error
 
 
@@ -53,6 +53,7 @@ def _serve(options: argparse.Namespace, mountpoint: Path, ready: Callable[[list[
         options.allow_missing_parent,
         allow_other,
         extra,
+        remote_options(options),
     )
     serve(options.source, mountpoint, mount_options, ready)
     return exit_codes.DONE

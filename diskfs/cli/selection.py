@@ -2,6 +2,7 @@
 
 import argparse
 
+from diskfs.cli.options import remote_options
 from diskfs.disks.opening import OpenedSource, open_source
 from diskfs.disks.partitions import partition_slices
 from diskfs_formats.driver import DiskImage
@@ -15,6 +16,7 @@ def open_from(options: argparse.Namespace) -> OpenedSource:
         format_name=options.format,
         parents=options.parent,
         allow_missing_parent=options.allow_missing_parent,
+        remote=remote_options(options),
     )
 
 

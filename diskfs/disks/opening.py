@@ -5,7 +5,6 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from diskfs_formats.partitions import read_partition_table
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
 
 from diskfs.disks.appliance_files import ApplianceFiles
 from diskfs.sources.file import FileSource
-from diskfs.sources.locate import FolderFiles, open_location
+from diskfs.sources.locate import BesideFiles, LocatedSource, files_beside, open_location
+from diskfs.sources.locations import RemoteOptions, file_name, shown
 from diskfs_formats.driver import DiskImage, FormatDriver, NoRelatedFiles, ProbeWindow, RelatedFiles
 from diskfs_formats.errors import DiskfsError, ImageError, UnknownFormat, UnsupportedFeature
 from diskfs_formats.findings import Finding, Severity
@@ -79,9 +79,9 @@ class OpenedSource:
     """What a location holds: its disks and, for an appliance, its members. Close it when done."""
 
     def __init__(
-        self, location: str, source: FileSource, disks: Sequence[OpenedDisk], appliance: "Appliance | None"
+        self, location: str, source: LocatedSource, disks: Sequence[OpenedDisk], appliance: "Appliance | None"
     ) -> None:
-        self.location = location
+        self.location = shown(location)
         self.disks = tuple(disks)
         self.appliance = appliance
         self._source = source
@@ -94,7 +94,7 @@ class OpenedSource:
     @property
     def name(self) -> str:
         """The file's own name, without its folder."""
-        return Path(self.location).name
+        return file_name(self.location)
 
     @property
     def status(self) -> os.stat_result:
@@ -146,30 +146,26 @@ def open_source(
     format_name: str | None = None,
     parents: Sequence[str] = (),
     allow_missing_parent: bool = False,
+    remote: RemoteOptions | None = None,
 ) -> OpenedSource:
-    """Open a path: an appliance with all its disks, or one image.
+    """Open a path or URL: an appliance with all its disks, or one image.
 
     `format_name` states the format instead of detecting it, `parents` the files of its parents, nearest first,
     instead of looking beside the image for the names it gives; with `allow_missing_parent` one that is not there reads
-    as zero. Raises DiskfsError; a disk of an appliance that cannot
+    as zero. `remote` says how URLs are reached. Raises DiskfsError; a disk of an appliance that cannot
     be opened keeps its error in its own place instead.
     """
-    source = open_location(location)
+    source = open_location(location, remote)
     try:
-        related = FolderFiles(
-            Path(location).absolute().parent,
-            [source],
-            [Path(parent) for parent in parents],
-            allow_missing=allow_missing_parent,
-        )
+        related = files_beside(source, [source], parents, allow_missing=allow_missing_parent, options=remote)
         window = ProbeWindow.of(source)
         name = format_name or detect(window, source.name, list(_containers(window)))
         if name in CONTAINERS:
             return _opened_appliance(location, source, related, name, allow_missing=allow_missing_parent)
         driver = driver_named(name)
-        disk = OpenedDisk(0, "", Path(location).name, source.size, driver, stored=source, related=related)
+        disk = OpenedDisk(0, "", file_name(location), source.size, driver, stored=source, related=related)
         disk.opened = driver.open(source, related)
-        if name == "raw":
+        if name == "raw" and isinstance(source, FileSource):
             disk.table_sector_size = source.device_sector_size
         return OpenedSource(location, source, [disk], None)
     except BaseException:
@@ -193,12 +189,12 @@ def _containers(window: ProbeWindow) -> Iterator[str]:
 
 
 def _opened_appliance(
-    location: str, source: FileSource, related: FolderFiles, container: str, *, allow_missing: bool
+    location: str, source: LocatedSource, related: BesideFiles, container: str, *, allow_missing: bool
 ) -> OpenedSource:
     # Loaded here: the XML parser is slow to load, and a single image needs none of it.
     from diskfs_formats.ova import open_ova, open_ovf  # noqa: PLC0415
 
-    appliance = open_ova(source) if container == "ova" else open_ovf(source, related, Path(location).name)
+    appliance = open_ova(source) if container == "ova" else open_ovf(source, related, file_name(location))
     beside = related if container == "ovf" else None
     sizes = {name: member.size for name, member in appliance.members}
     disks = []

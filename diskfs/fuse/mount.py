@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyfuse3
@@ -18,7 +18,8 @@ from diskfs.errors import MountError
 from diskfs.fuse.bridge import Reader
 from diskfs.fuse.layout import build_tree
 from diskfs.fuse.operations import DiskfsOperations
-from diskfs.fuse.session_gate import fuse_descriptors, run_session
+from diskfs.fuse.session_gate import Session, fuse_descriptors
+from diskfs.sources.locations import RemoteOptions
 from diskfs_formats.text import printable
 
 log = logging.getLogger("diskfs.fuse")
@@ -43,6 +44,7 @@ class MountOptions:
     allow_missing_parent: bool = False
     allow_other: bool = False
     extra: tuple[str, ...] = ()
+    remote: RemoteOptions = field(default_factory=RemoteOptions)
 
 
 def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callable[[list[str]], None]) -> None:
@@ -57,6 +59,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
         format_name=options.format_name,
         parents=options.parents,
         allow_missing_parent=options.allow_missing_parent,
+        remote=options.remote,
     ) as opened:
         opened.require_a_disk()
         warnings = [f"disk{disk.index}: {disk.error}" for disk in opened.disks if disk.error]
@@ -88,15 +91,18 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
             raise _first(group) from group
         finally:
             # A mount that nobody was told of must not stay behind, dead.
-            pyfuse3.close(unmount=cleanly or not announced)
-            reader.close()
+            try:
+                pyfuse3.close(unmount=cleanly or not announced)
+            finally:
+                reader.close()
 
 
 async def _serve(mountpoint: Path, descriptors: set[int], ready: Callable[[], None]) -> None:
+    session = Session(descriptors)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal)
+        nursery.start_soon(_end_on_signal, session)
         nursery.start_soon(_announce, mountpoint, ready)
-        await run_session(descriptors)
+        await session.serve()
         nursery.cancel_scope.cancel()
 
 
@@ -106,14 +112,14 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def _end_on_signal() -> None:
+async def _end_on_signal(session: Session) -> None:
     # Whoever ignores SIGHUP (nohup) wants to outlive the terminal.
     numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     with trio.open_signal_receiver(*numbers) as received:
         async for number in received:
             log.info("%s: unmounting", signal.Signals(number).name)
             # Once more is harmless; a second signal must not end the process before it has unmounted.
-            pyfuse3.terminate()
+            session.end()
 
 
 async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:

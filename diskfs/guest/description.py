@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diskfs.disks.opening import OpenedDisk, OpenedSource
 from diskfs.disks.partitions import partition_slices
 from diskfs.guest.filesystems import identify_filesystem
+from diskfs.sources.locations import is_url
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
@@ -43,7 +44,7 @@ def describe_source(opened: OpenedSource) -> dict[str, Any]:
     """Describe a source and all its disks; reads partition tables and the starts of file systems."""
     looks = FilesystemLooks()
     return {
-        "source": str(Path(opened.location)),
+        "source": opened.location if is_url(opened.location) else str(Path(opened.location)),
         "container": opened.container,
         "disks": [describe_disk(disk, looks) for disk in opened.disks],
         "findings": [describe_finding(finding) for finding in opened.findings],

@@ -1,0 +1,85 @@
+"""Threads that fetch: readers wait for what they bring, and can stop waiting.
+
+A request that hangs cannot be cancelled. So requests run on threads of their own that do not keep the process alive,
+and whoever waits for one is woken when the process goes away.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+
+from diskfs.clients import MAX_CONNECTIONS
+from diskfs.errors import SourceError
+from diskfs.sources.retrying import STOPPING
+
+
+class Fetchers:
+    """Runs fetches, `limit` at a time, the urgent ones first. Threads are started when they are needed."""
+
+    def __init__(self, limit: int = MAX_CONNECTIONS) -> None:
+        self._limit = limit
+        self._work: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+        self._number = 0
+        self._open: set[Future[list[bytes]]] = set()
+
+    def submit(self, work: Callable[[], list[bytes]], *, urgent: bool) -> "Future[list[bytes]]":
+        """Run `work` on a thread; what nobody waits for yet is not urgent."""
+        future: Future[list[bytes]] = Future()
+
+        def run() -> None:
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+                self._settle(future, None, error)
+            else:
+                self._settle(future, result, None)
+
+        with self._lock:
+            if STOPPING.is_set():
+                future.set_exception(SourceError("nothing is fetched any more: the process goes away"))
+                return future
+            self._open.add(future)
+            self._number += 1
+            self._work.put((0 if urgent else 1, self._number, run))
+            if self._idle < self._work.qsize() and self._threads < self._limit:
+                self._threads += 1
+                threading.Thread(target=self._serve, name="diskfs-fetch", daemon=True).start()
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            _, _, run = self._work.get()
+            with self._lock:
+                self._idle -= 1
+            run()
+
+    def _settle(self, future: "Future[list[bytes]]", result: list[bytes] | None, error: BaseException | None) -> None:
+        with self._lock:
+            self._open.discard(future)
+        # It may have been failed by `stop` meanwhile.
+        with suppress(Exception):
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result or [])
+
+    def stop(self) -> None:
+        """Fail everything that is under way: the process goes away. The threads are left to themselves."""
+        STOPPING.set()
+        with self._lock:
+            waiting = list(self._open)
+            self._open.clear()
+        for future in waiting:
+            with suppress(Exception):
+                future.set_exception(SourceError("given up because of unmounting"))
+
+
+FETCHERS = Fetchers()
+"""Those of this process."""

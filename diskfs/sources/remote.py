@@ -1,0 +1,290 @@
+"""An object behind a network: ranged requests, each checked against the version that was opened.
+
+Transports (`http`, `s3`) send one request and say what came back. Here is everything that must hold whatever the
+transport: the answer is the range that was asked for, of the version that was opened, complete; else it is asked for
+again, from the first byte that is missing, until the deadline.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+from diskfs.errors import SourceChanged, SourceError
+from diskfs.sources.retrying import STOPPING, Deadline, Transient, pause
+from diskfs.sources.statistics import STATISTICS
+from diskfs_formats.errors import UnsupportedFeature
+
+PIECE = 256 << 10
+"""Bytes that are handed on at a time."""
+IDLE_TIMEOUT = 15.0
+"""Seconds without a byte after which a try is given up."""
+SLOW_AFTER = 8.0
+"""Seconds after which a try that is slower than SLOWEST_TRY is given up for a new one: it may meet another server."""
+SLOWEST_TRY = 32 << 10
+CONNECTING_TRIES = 3
+"""Tries of reaching a server that has never answered: a wrong name or port should not take a minute to be told."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+_EMPTY_RANGE = re.compile(r"bytes \*/0")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What tells one version of an object from another. `etag` is as sent, quotes included; a weak one only compares.
+
+    `modified` is Last-Modified as it was sent.
+    """
+
+    etag: str | None
+    modified: str | None
+    size: int
+
+    @property
+    def strong_etag(self) -> str | None:
+        """The entity tag, if it may be demanded with If-Match."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else None
+
+
+class Answer(Protocol):
+    """One answer of a server, of status 200, 206 or 416; anything else is raised by the transport.
+
+    `headers` has lower-case names.
+    """
+
+    status: int
+    headers: dict[str, str]
+
+    def read(self, length: int, /) -> bytes:
+        """Return up to `length` bytes of the body, none at its end; raises Transient."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else close it."""
+        ...
+
+
+class Transport(Protocol):
+    """Sends requests for one object. Shared by threads."""
+
+    @property
+    def name(self) -> str:
+        """The location, without secrets."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What tells the object from any other, without secrets: endpoint, bucket and key, or URL without query."""
+        ...
+
+    def get(self, first: int | None, last: int | None, version: Version | None, timeout: float, /) -> Answer:
+        """Ask for the bytes from `first` to `last`, or for all; of `version` alone, where the server can see to that.
+
+        Raises Transient for what may go better next time, SourceChanged if the version is gone, else SourceError.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close idle connections."""
+        ...
+
+
+class RemoteObject:
+    """A pinned object. `fetch` costs one request if nothing goes wrong; there is no cache in it. Shared by threads."""
+
+    def __init__(self, transport: Transport, version: Version, deadline: float) -> None:
+        self._transport = transport
+        self._version = version
+        self._deadline = deadline
+
+    @property
+    def name(self) -> str:
+        return self._transport.name
+
+    @property
+    def size(self) -> int:
+        return self._version.size
+
+    @property
+    def version(self) -> Version:
+        """The version that was opened."""
+        return self._version
+
+    @property
+    def key(self) -> str:
+        """A digest of the object and its version, for names of cache files: equal only for equal bytes."""
+        version = self._version
+        text = "\0".join((self._transport.identity, version.etag or "", version.modified or "", str(version.size)))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def fetch(self, offset: int, length: int) -> list[bytes]:
+        """Return the bytes of a range, in pieces of PIECE bytes counted from `offset`; only the last may be shorter.
+
+        Raises SourceChanged if the object is not the version that was opened, SourceError if the deadline passes.
+        """
+        deadline = Deadline(self._deadline)
+        pieces: list[bytes] = []
+        unfinished: list[bytes] = []
+        received = tries = 0
+        while received < length:
+            begun = received
+            try:
+                for data in self._try(offset, length, received, deadline):
+                    unfinished.append(data)
+                    received += len(data)
+                    deadline.received(len(data))
+                    if received % PIECE == 0 or received == length:
+                        pieces.append(unfinished[0] if len(unfinished) == 1 else b"".join(unfinished))
+                        unfinished = []
+            except Transient as error:
+                # A try that brought something has found a working server: begin with short pauses again.
+                tries = 0 if received - begun >= PIECE else tries + 1
+                wait_to_retry(error, tries, deadline, f"{self.name}: {length} bytes at offset {offset:#x}")
+        return pieces
+
+    def _try(self, offset: int, length: int, received: int, deadline: Deadline) -> Iterator[bytes]:
+        """Yield what one request for the rest of a range brings, never across a multiple of PIECE; raises Transient."""
+        STATISTICS.add(requests=1)
+        begun, at = time.monotonic(), received
+        first, last = offset + received, offset + length - 1
+        answer = self._transport.get(first, last, self._version, min(IDLE_TIMEOUT, max(deadline.left, 0.1)))
+        with closing(answer):
+            self._require_right_answer(answer, first, length - received)
+            while at < length:
+                data = answer.read(min(PIECE - at % PIECE, length - at))
+                if not data:
+                    raise Transient(f"the body ended {length - at} bytes early")
+                at += len(data)
+                STATISTICS.add(bytes_fetched=len(data))
+                yield data
+                elapsed = time.monotonic() - begun
+                if at < length and elapsed > SLOW_AFTER and at - received < elapsed * SLOWEST_TRY:
+                    raise Transient(f"only {at - received} bytes came in {elapsed:.0f} s")
+            if answer.read(1):
+                raise Transient("the body is longer than the range that was asked for")
+
+    def _require_right_answer(self, answer: Answer, offset: int, length: int) -> None:
+        headers = answer.headers
+        version = self._version
+        if answer.status == 416:
+            raise SourceChanged(self._changed("it is shorter now"))
+        etag, modified = headers.get("etag"), headers.get("last-modified")
+        if version.etag is not None and etag is not None and etag != version.etag:
+            raise SourceChanged(self._changed(f"its ETag was {version.etag} and is {etag}"))
+        if version.strong_etag is None and version.modified != modified:
+            raise SourceChanged(self._changed(f"it was modified {version.modified} then, {modified} now"))
+        if (encoding := headers.get("content-encoding", "identity")) != "identity":
+            raise Transient(f"the server sent the content encoded as {encoding[:40]!r}")
+        if answer.status == 200:
+            if offset == 0 and length == version.size and headers.get("content-length") == str(length):
+                return
+            raise Transient("the server answered with the whole file instead of the range that was asked for")
+        found = parse_content_range(headers)
+        if found is None:
+            raise Transient("the answer has no usable Content-Range")
+        first, last, total = found
+        if total != version.size:
+            raise SourceChanged(self._changed(f"it had {version.size} bytes and has {total}"))
+        if (first, last) != (offset, offset + length - 1):
+            raise Transient(f"the server sent bytes {first}-{last} for {offset}-{offset + length - 1}")
+        if (sent := headers.get("content-length")) is not None and sent != str(length):
+            raise Transient(f"the answer holds {sent[:20]} bytes, expected {length}")
+
+    def _changed(self, how: str) -> str:
+        return f"{self.name}: the object was changed since it was opened ({how}); open or mount it again"
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def parse_content_range(headers: dict[str, str]) -> tuple[int, int, int] | None:
+    """Return first byte, last byte and total size of an answer, or None."""
+    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
+    if match is None:
+        return None
+    first, last, total = (int(number) for number in match.groups())
+    return (first, last, total) if first <= last < total else None
+
+
+def wait_to_retry(error: Transient, tries: int, deadline: Deadline, what: str) -> None:
+    """Sleep before the next try; raises SourceError if there is no time for one, or the process is going away."""
+    seconds = pause(tries, error.after)
+    if seconds >= deadline.left:
+        raise SourceError(f"{what}: {error}; given up after {deadline.seconds:.0f} s without progress") from error
+    STATISTICS.add(retries=1)
+    if STOPPING.wait(seconds):
+        raise SourceError(f"{what}: given up because of unmounting") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What the first request found. `version` is None for a server that does not answer with ranges."""
+
+    version: Version | None
+
+
+def probe(transport: Transport, deadline_seconds: float) -> Probed:
+    """Find out size and version with a request for one byte; HEAD is not allowed by URLs that are signed for GET.
+
+    Raises SourceNotFound, AccessDenied, or SourceError.
+    """
+    deadline = Deadline(deadline_seconds)
+    tries = 0
+    while True:
+        try:
+            return _probe(transport, deadline)
+        except Transient as error:
+            tries += 1
+            if error.connecting and tries >= CONNECTING_TRIES:
+                raise SourceError(f"{transport.name}: {error}") from error
+            wait_to_retry(error, tries, deadline, f"{transport.name}: opening it")
+
+
+def _probe(transport: Transport, deadline: Deadline) -> Probed:
+    STATISTICS.add(requests=1)
+    answer = transport.get(0, 0, None, min(IDLE_TIMEOUT, deadline.left))
+    with closing(answer):
+        headers = answer.headers
+        if answer.status == 416:
+            return _probe_empty(transport, answer, deadline)
+        if (encoding := headers.get("content-encoding", "identity")) != "identity":
+            raise UnsupportedFeature(
+                f"{transport.name}: the server sends the content encoded as {encoding[:40]!r}, so that offsets in it "
+                "mean nothing; store it without Content-Encoding"
+            )
+        if answer.status == 200:
+            if headers.get("content-length") == "0":
+                return Probed(_version(transport, headers, 0))
+            return Probed(None)
+        found = parse_content_range(headers)
+        if found is None or found[:2] != (0, 0):
+            raise Transient("the answer to a request for one byte has no usable Content-Range")
+        data = answer.read(2)
+        if len(data) != 1 or answer.read(1):
+            raise Transient(f"{len(data)} bytes came for one that was asked for")
+        STATISTICS.add(bytes_fetched=1)
+        return Probed(_version(transport, headers, found[2]))
+
+
+def _probe_empty(transport: Transport, answer: Answer, deadline: Deadline) -> Probed:
+    # An empty object has no first byte. Servers say so with `bytes */0`, or not at all: then all of it is asked for.
+    if _EMPTY_RANGE.fullmatch(answer.headers.get("content-range", "").strip()):
+        return Probed(Version(answer.headers.get("etag"), answer.headers.get("last-modified"), 0))
+    STATISTICS.add(requests=1)
+    with closing(transport.get(None, None, None, min(IDLE_TIMEOUT, deadline.left))) as whole:
+        if whole.status == 200 and whole.headers.get("content-length") == "0":
+            return Probed(Version(whole.headers.get("etag"), whole.headers.get("last-modified"), 0))
+    raise Transient("the server refused the first byte of an object that is not empty")
+
+
+def _version(transport: Transport, headers: dict[str, str], size: int) -> Version:
+    version = Version(headers.get("etag"), headers.get("last-modified"), size)
+    if version.etag is None and version.modified is None:
+        raise UnsupportedFeature(
+            f"{transport.name}: the server sends neither ETag nor Last-Modified, so that a change during reading could "
+            "not be noticed; use --spool to copy it first"
+        )
+    return version
