@@ -120,7 +120,11 @@ def _run_command(options: argparse.Namespace) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    code: int = import_module(f"diskfs.cli.{options.command}").run(options)
+    try:
+        code: int = import_module(f"diskfs.cli.{options.command}").run(options)
+    finally:
+        if options.verbose:
+            _tell_statistics()
     return code
 
 
@@ -133,3 +137,14 @@ def _place(error: BaseException) -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
+def _tell_statistics() -> None:
+    """Say what reading remote sources has cost, if there were any."""
+    if statistics := sys.modules.get("diskfs.sources.statistics"):
+        counts = statistics.STATISTICS.counted()
+        if counts["requests"]:
+            print_error(
+                "{requests} requests ({retries} of them repeated), {bytes_fetched} bytes fetched, {cache_hits} blocks found in "
+                "memory and {stored_hits} in the cache".format(**counts)
+            )
+
+

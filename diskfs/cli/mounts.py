@@ -22,6 +22,8 @@ def run(options: argparse.Namespace) -> int:
         condition = state(mount)
         status = (read_status(mount) if condition == "active" else None) or {}
         kept = {key: status.get(key) for key in ("pid", "started", "reads", "bytes_read", "errors", "last_error")}
+        if "remote" in status:
+            kept["remote"] = status["remote"]
         found.append({"mountpoint": str(mount.mountpoint), "source": mount.source, "state": condition, **kept})
     if options.json:
         print_json(found)

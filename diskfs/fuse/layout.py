@@ -12,6 +12,7 @@ from diskfs.fuse.export import export_folder
 from diskfs.fuse.sizing import Sizing
 from diskfs.fuse.tree import Directory, Entry, File, Tree
 from diskfs.guest.description import FilesystemLooks, describe_disk
+from diskfs.sources.statistics import STATISTICS
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.source import ByteSource, MemorySource
 from diskfs_formats.text import printable
@@ -39,6 +40,8 @@ def build_tree(opened: OpenedSource) -> Tree:
 def _disk_entries(opened: OpenedSource, disk: OpenedDisk, sizing: Sizing, looks: FilesystemLooks) -> Iterable[Entry]:
     name = f"disk{disk.index}"
     description: dict[str, Any] = {"source": opened.name, "container": opened.container, **describe_disk(disk, looks)}
+    # What opening has cost so far; the mount's status has what reading costs.
+    description.update(STATISTICS.shown())
     text = json.dumps(description, indent=2, ensure_ascii=True) + "\n"
     if disk.opened is not None:
         yield _file(f"{name}.raw", disk.opened, sizing)

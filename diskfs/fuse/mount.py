@@ -20,6 +20,7 @@ from diskfs.fuse.layout import build_tree
 from diskfs.fuse.operations import DiskfsOperations
 from diskfs.fuse.session_gate import Session, fuse_descriptors
 from diskfs.sources.locations import RemoteOptions
+from diskfs.sources.locate import stop_fetching
 from diskfs_formats.text import printable
 
 log = logging.getLogger("diskfs.fuse")
@@ -109,6 +110,8 @@ async def _serve(mountpoint: Path, descriptors: set[int], ready: Callable[[], No
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return what went wrong first, out of the groups that trio wraps it in."""
     error = group.exceptions[0]
+        # Else unmounting would wait for requests that hang.
+        stop_fetching()
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 

@@ -19,6 +19,7 @@ from diskfs.fuse.bridge import Reader
 from diskfs.fuse.errno_map import errno_of
 from diskfs.fuse.tree import ROOT_INODE, Directory, File, Node, Tree
 from diskfs.mountpoints import STATUS_NAME
+from diskfs.sources.statistics import STATISTICS
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.source import Buffer
 
@@ -276,6 +277,7 @@ class DiskfsOperations(pyfuse3.Operations):
                 "bytes_read": counters.bytes_read,
                 "errors": counters.errors,
                 "last_error": counters.last_error,
+                **STATISTICS.shown(),
             }
         ).encode()
 

@@ -1,6 +1,7 @@
 """From what a user typed to a source, and to the files beside it."""
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,12 @@ def files_beside(
         folder = source.path.absolute().parent
         return FolderFiles(folder, chain, parents, allow_missing=allow_missing, options=options)
     return RemoteFiles(source, chain, parents, allow_missing=allow_missing, options=options)
+
+
+def stop_fetching() -> None:
+    """Wake whoever waits for a remote source, with an error: the process goes away."""
+    if fetching := sys.modules.get("diskfs.sources.fetching"):
+        fetching.FETCHERS.stop()
 
 
 class BesideFiles(ABC):

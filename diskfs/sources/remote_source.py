@@ -108,8 +108,8 @@ def _content(transport: Transport, probed: Probed, options: RemoteOptions) -> Ca
         return CachedSource(RemoteObject(transport, probed.version, options.deadline), stored=_stored_cache(options))
     if not options.spool:
         raise UnsupportedFeature(
-            f"{transport.name}: the server cannot send parts of a file (it ignores Range), so all of it would have to be "
-            "read; use --spool to copy it to a temporary file first"
+            f"{transport.name}: the server cannot send parts of a file (it ignores Range), so all of it would "
+            "have to be read; use --spool to copy it to a temporary file first"
         )
     return _spooled(transport)
 

@@ -39,6 +39,11 @@ class Statistics:
         with self._lock:
             return asdict(self._counts)
 
+    def shown(self) -> dict[str, dict[str, int]]:
+        """Return the counts under the key `remote`, for a JSON document; nothing if no request was sent."""
+        counts = self.counted()
+        return {"remote": counts} if counts["requests"] else {}
+
 
 STATISTICS = Statistics()
 """Those of this process."""
