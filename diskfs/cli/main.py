@@ -128,6 +128,18 @@ def _run_command(options: argparse.Namespace) -> int:
     return code
 
 
+def _tell_statistics() -> None:
+    """Say what reading remote sources has cost, if there were any."""
+    if statistics := sys.modules.get("diskfs.sources.statistics"):
+        counts = statistics.STATISTICS.counted()
+        if counts["requests"]:
+            text = (
+                "{requests} requests ({retries} of them repeated), {bytes_fetched} bytes fetched, "
+                "{cache_hits} blocks found in memory and {stored_hits} in the cache"
+            )
+            print_error(text.format(**counts))
+
+
 def _place(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -137,14 +149,3 @@ def _place(error: BaseException) -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
-def _tell_statistics() -> None:
-    """Say what reading remote sources has cost, if there were any."""
-    if statistics := sys.modules.get("diskfs.sources.statistics"):
-        counts = statistics.STATISTICS.counted()
-        if counts["requests"]:
-            print_error(
-                "{requests} requests ({retries} of them repeated), {bytes_fetched} bytes fetched, {cache_hits} blocks found in "
-                "memory and {stored_hits} in the cache".format(**counts)
-            )
-
-

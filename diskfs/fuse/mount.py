@@ -19,8 +19,8 @@ from diskfs.fuse.bridge import Reader
 from diskfs.fuse.layout import build_tree
 from diskfs.fuse.operations import DiskfsOperations
 from diskfs.fuse.session_gate import Session, fuse_descriptors
-from diskfs.sources.locations import RemoteOptions
 from diskfs.sources.locate import stop_fetching
+from diskfs.sources.locations import RemoteOptions
 from diskfs_formats.text import printable
 
 log = logging.getLogger("diskfs.fuse")
@@ -104,14 +104,14 @@ async def _serve(mountpoint: Path, descriptors: set[int], ready: Callable[[], No
         nursery.start_soon(_end_on_signal, session)
         nursery.start_soon(_announce, mountpoint, ready)
         await session.serve()
+        # Else unmounting would wait for requests that hang.
+        stop_fetching()
         nursery.cancel_scope.cancel()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return what went wrong first, out of the groups that trio wraps it in."""
     error = group.exceptions[0]
-        # Else unmounting would wait for requests that hang.
-        stop_fetching()
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
