@@ -9,10 +9,13 @@ import ctypes
 
 KEPT_BLOCK = 4 << 20
 """Bytes up to which a block is taken from the heap: above any buffer of a request."""
-KEPT_FREE = 64 << 20
-"""Free bytes at the top of the heap that are kept rather than handed back."""
+KEPT_FREE = 16 << 20
+"""Free bytes at the top of each arena that are kept rather than handed back."""
+ARENAS = 4
+"""Arenas that the threads share; else there could be eight for each core, each with its own free bytes."""
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 """The numbers of mallopt(3)."""
 
 
@@ -25,3 +28,4 @@ def keep_freed_buffers() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK)
         mallopt(_M_TRIM_THRESHOLD, KEPT_FREE)
+        mallopt(_M_ARENA_MAX, ARENAS)

@@ -16,8 +16,6 @@ class DeferredModule(ModuleType):
     """
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)  # What the import system asks every module for.
         with _loading:
             if sys.modules.get(self.__name__) is self:
                 del sys.modules[self.__name__]

@@ -1,6 +1,7 @@
 """The life of a mount: opening the source, serving until a signal or an unmount, and going away cleanly."""
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -25,6 +26,8 @@ from diskfs_formats.text import printable
 
 log = logging.getLogger("diskfs.fuse")
 
+GC_THRESHOLD = (700, 10, 10)
+"""Python's own: a failed read leaves its buffers to the collector, and nothing else here makes garbage."""
 READAHEAD_KB = 1024
 """The kernel's readahead window for cached reads. Its default of 128 KiB makes eight requests of what one can do; only
 root may change it."""
@@ -69,6 +72,9 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
         operations = DiskfsOperations(
             tree, reader, status=opened.status, about={"source": opened.name, "mountpoint": str(mountpoint)}
         )
+        # What is loaded stays, and what is garbage from now on goes soon, however a command started.
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
         # Nothing of ours may keep a folder busy, or lie under the mount itself.
         os.chdir("/")
         before = fuse_descriptors()

@@ -14,10 +14,10 @@ from diskfs_formats.source import ByteSource
 
 MIN_LENGTH = 128 << 10
 """Bytes of a request from which it may be part of a stream: the kernel's smallest readahead window."""
-MIN_STREAK = 2
-"""Requests in a row before anything is read ahead."""
+MIN_STREAK = 3
+"""Requests of one size in a row before anything is read ahead."""
 AHEAD = 4
-"""Requests that are read ahead of a stream."""
+"""Requests that are read ahead of a stream that goes on; a young one gets fewer."""
 MAX_STREAMS = 8
 """Streams that are followed; with requests of at most 1 MiB they hold at most 32 MiB."""
 
@@ -30,15 +30,15 @@ class _Stream:
     """One reader of one file: what it has in order to be read, from the offset at which it goes on."""
 
     source: ByteSource
+    length: int
+    """Of its requests."""
     streak: int = 1
-    pieces: "dict[int, tuple[int, Future[bytes]]]" = field(default_factory=dict)
-    """By offset: the length, and the bytes to come."""
-    ahead_to: int = 0
-    """The first byte that nothing has been asked for yet."""
+    pieces: "dict[int, Future[bytes]]" = field(default_factory=dict)
+    """The bytes to come, by offset; each as long as the requests, the last one perhaps shorter."""
 
     def drop(self) -> None:
         """Give up what was read ahead."""
-        for _, future in self.pieces.values():
+        for future in self.pieces.values():
             future.cancel()
         self.pieces.clear()
 
@@ -59,32 +59,38 @@ class Readahead:
         """Note a request; return its bytes to come if they were read ahead, or are being read now."""
         if length < MIN_LENGTH:
             return None
+        end = offset + length
         stream = self._streams.pop((id(source), offset), None)
         if stream is None:
             if not _is_encoded(source):
                 return None
-            stream = _Stream(source, ahead_to=offset)
-        else:
+            stream = _Stream(source, length)
+        elif length == stream.length or (length < stream.length and end == source.size):
             stream.streak += 1
-        end = offset + length
-        future = self._taken(stream, offset, length)
+        else:
+            # Requests of changing sizes are answered as they come: pieces that fit none of them would be read twice.
+            stream.drop()
+            stream = _Stream(source, length)
+        future = stream.pieces.pop(offset, None)
         if stream.streak >= MIN_STREAK:
-            self._go_ahead(stream, end, length)
-        self._streams[id(source), end] = stream
-        while len(self._streams) > MAX_STREAMS:
-            self._streams.popitem(last=False)[1].drop()
+            try:
+                future = future or self._begin(source, offset, length)
+                self._go_ahead(stream, end)
+            except RuntimeError:
+                stream.drop()  # No thread can be started just now; what there is will do.
+        self._keep((id(source), end), stream)
         return future
 
-    def _taken(self, stream: _Stream, offset: int, length: int) -> "Future[bytes] | None":
-        piece = stream.pieces.pop(offset, None)
-        if piece is not None and piece[0] == length and not piece[1].cancelled():
-            return piece[1]
-        # The requests have another size than before, or this is the first: begin anew behind it.
-        stream.drop()
-        stream.ahead_to = offset + length
-        if stream.streak < MIN_STREAK:
-            return None
-        return self._begin(stream.source, offset, length)
+    def _keep(self, key: tuple[int, int], stream: _Stream) -> None:
+        other = self._streams.pop(key, None)
+        if other is not None:
+            # Two readers at one place: one of them goes on as a new stream.
+            longer, shorter = (other, stream) if other.streak > stream.streak else (stream, other)
+            shorter.drop()
+            stream = longer
+        self._streams[key] = stream
+        while len(self._streams) > MAX_STREAMS:
+            self._streams.popitem(last=False)[1].drop()
 
     def close(self) -> None:
         """Give up everything and wait for what has begun; afterwards the sources may be closed."""
@@ -99,11 +105,11 @@ class Readahead:
         future.add_done_callback(self._running.discard)
         return future
 
-    def _go_ahead(self, stream: _Stream, end: int, length: int) -> None:
-        while stream.ahead_to < min(end + AHEAD * length, stream.source.size):
-            step = min(length, stream.source.size - stream.ahead_to)
-            stream.pieces[stream.ahead_to] = (step, self._begin(stream.source, stream.ahead_to, step))
-            stream.ahead_to += step
+    def _go_ahead(self, stream: _Stream, end: int) -> None:
+        size = stream.source.size
+        for offset in range(end, min(end + min(AHEAD, stream.streak - 1) * stream.length, size), stream.length):
+            if offset not in stream.pieces:
+                stream.pieces[offset] = self._begin(stream.source, offset, min(stream.length, size - offset))
 
 
 def _is_encoded(source: ByteSource) -> bool:

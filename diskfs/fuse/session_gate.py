@@ -43,7 +43,7 @@ class SessionGate:
         if self._clock() > self._turn_ends:
             await trio.lowlevel.checkpoint()
             self._turn_ends = self._clock() + LONGEST_TURN
-        while self._watched:
+        while self._watched and not self._closed:
             await self._sleep()
         if self._closed:
             self._wake_another()
@@ -60,6 +60,16 @@ class SessionGate:
         # The next worker runs as soon as this one has to wait, and finds its turn free.
         self._wake_another()
         return not self._closed
+
+    def close(self) -> None:
+        """End the session for every worker, wherever it is.
+
+        pyfuse3.terminate() only wakes whoever waits at the descriptor at that moment. A worker that is between two
+        requests would wait there afterwards for ever, and what libfuse has taken by then is never answered.
+        """
+        self._closed = True
+        while self._sleeping:
+            trio.lowlevel.reschedule(self._sleeping.pop())
 
     async def _sleep(self) -> None:
         task = trio.lowlevel.current_task()
@@ -88,15 +98,30 @@ def fuse_descriptors() -> set[int]:
     return found
 
 
-async def run_session(descriptors: set[int]) -> None:
-    """Serve requests until the session ends. `descriptors` are those of the mount: one, unless /proc is not there."""
-    original = getattr(pyfuse3, REPLACED, None)
-    if original is None or len(descriptors) != 1:
-        await pyfuse3.main()
-        return
-    gate = SessionGate(descriptors.pop())
-    setattr(pyfuse3, REPLACED, gate.wait)
-    try:
-        await pyfuse3.main(min_tasks=1, max_tasks=WORKERS)
-    finally:
-        setattr(pyfuse3, REPLACED, original)
+class Session:
+    """Serves the requests of one mount, from any number of workers, until it ends. For the event loop only.
+
+    `descriptors` are those of the mount: one, unless /proc is not there.
+    """
+
+    def __init__(self, descriptors: set[int]) -> None:
+        usable = hasattr(pyfuse3, REPLACED) and len(descriptors) == 1
+        self._gate = SessionGate(next(iter(descriptors))) if usable else None
+
+    async def serve(self) -> None:
+        """Serve requests until the session ends."""
+        if self._gate is None:
+            await pyfuse3.main()
+            return
+        original = getattr(pyfuse3, REPLACED)
+        setattr(pyfuse3, REPLACED, self._gate.wait)
+        try:
+            await pyfuse3.main(min_tasks=1, max_tasks=WORKERS)
+        finally:
+            setattr(pyfuse3, REPLACED, original)
+
+    def end(self) -> None:
+        """Let every worker finish the request that it has, and end; `serve` returns then."""
+        pyfuse3.terminate()
+        if self._gate is not None:
+            self._gate.close()

@@ -297,7 +297,13 @@ class ReadingEngine:
             if not helper.cancel():
                 helper.result()
         if errors:
-            raise errors[0]
+            first = errors[0]
+            # An error that its own traceback leads to would keep the request's buffers until a collection.
+            errors.clear()
+            try:
+                raise first
+            finally:
+                del first
 
     def _executor(self) -> "ThreadPoolExecutor":
         with self._lock:

@@ -10,7 +10,9 @@ def run(code: str) -> str:
 
 def test_a_deferred_module_is_the_real_one_once_it_is_used() -> None:
     assert run(
-        "import diskfs.cli, sys, hashlib\n"
+        "from diskfs.cli.deferred import defer\n"
+        "defer('pdb', 'hashlib')\n"
+        "import hashlib\n"
         "assert type(hashlib).__name__ == 'DeferredModule'\n"
         "print(hashlib.sha256(b'abc').hexdigest())\n"
         "import hashlib as again\n"
@@ -22,11 +24,22 @@ def test_a_deferred_module_is_the_real_one_once_it_is_used() -> None:
 
 def test_a_deferred_module_loads_once_for_many_threads() -> None:
     assert run(
-        "import diskfs.cli, hashlib\n"
+        "from diskfs.cli.deferred import defer\n"
+        "defer('hashlib')\n"
+        "import hashlib\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "with ThreadPoolExecutor(8) as pool:\n"
         "    print(set(pool.map(lambda _: hashlib.sha256(b'abc').hexdigest()[:8], range(64))))\n"
     ).split() == ["{'ba7816bf'}"]
+
+
+def test_a_deferred_module_gives_all_its_names() -> None:
+    assert run(
+        "from diskfs.cli.deferred import defer\n"
+        "defer('hashlib')\n"
+        "from hashlib import *\n"
+        "print(sha256(b'abc').hexdigest()[:8])\n"
+    ).split() == ["ba7816bf"]
 
 
 def test_info_loads_nothing_that_only_other_commands_need() -> None:

@@ -1,8 +1,10 @@
 """The reading engine: what is read together, what is decoded once, and what an error reaches."""
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -393,6 +395,21 @@ def test_an_error_leaves_no_claim_behind(count: int) -> None:
     with pytest.raises(CorruptImage):
         engine.read(decoder.extent(source, number) for number in range(count))
     assert not engine.cache._pending
+
+
+def test_an_error_keeps_no_buffers_once_it_is_gone() -> None:
+    source, decoder, engine = MemorySource(sample()), Decoder(), ReadingEngine(workers=2)
+    decoder.errors[5] = CorruptImage("planted")
+    gc.disable()
+    try:
+        with pytest.raises(CorruptImage) as caught:
+            engine.read(decoder.extent(source, number) for number in range(16))
+        gone = weakref.ref(caught.value)
+        decoder.errors.clear()
+        del caught
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_an_interruption_is_not_handed_to_other_readers() -> None:

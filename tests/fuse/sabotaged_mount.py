@@ -20,7 +20,7 @@ import trio
 from diskfs.fuse import operations as operations_module
 from diskfs.fuse.bridge import Reader
 from diskfs.fuse.operations import DiskfsOperations, guarded
-from diskfs.fuse.session_gate import fuse_descriptors, run_session
+from diskfs.fuse.session_gate import Session, fuse_descriptors
 from diskfs.fuse.tree import File, Tree
 from diskfs_formats.source import MemorySource
 from tests.fuse.test_handlers import EXCEPTIONS, HANDLERS
@@ -117,7 +117,7 @@ async def main(root: Path) -> None:
     pyfuse3.init(served, str(root), {"default_permissions", "ro", "fsname=sabotaged"})
     outcome: dict[str, Any] = {"tried": 0, "wrong": []}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run_session, fuse_descriptors() - before)
+        nursery.start_soon(Session(fuse_descriptors() - before).serve)
         await trio.to_thread.run_sync(use_mount, root, outcome)
         pyfuse3.terminate()
     pyfuse3.close(unmount=True)

@@ -167,10 +167,10 @@ def test_a_failing_event_loop_leaves_the_mount_dead_and_exits_1(image: Path, mou
     script = (
         "import sys, trio\n"
         "from diskfs.fuse import mount\n"
-        "async def fail(descriptors):\n"
+        "async def fail(session):\n"
         "    await trio.sleep(0.3)\n"
         "    raise RuntimeError('planted')\n"
-        "mount.run_session = fail\n"
+        "mount.Session.serve = fail\n"
         "mount._prepare_for_users = lambda mountpoint: None\n"
         "from diskfs.cli.main import main\n"
         f"sys.exit(main(['mount', '--foreground', {str(image)!r}, {str(mountpoint)!r}]))\n"
@@ -180,6 +180,25 @@ def test_a_failing_event_loop_leaves_the_mount_dead_and_exits_1(image: Path, mou
     with pytest.raises(OSError, match="not connected"):
         os.stat(mountpoint)
     diskfs("umount", mountpoint)
+
+
+@pytest.mark.parametrize("round_number", range(4))
+def test_a_signal_unmounts_while_requests_are_in_flight(image: Path, mountpoint: Path, round_number: int) -> None:
+    diskfs("mount", image, mountpoint)
+    daemon = status(mountpoint)["pid"]
+    readers = [
+        subprocess.Popen(
+            ["dd", f"if={mountpoint}/disk0.raw", "of=/dev/null", "bs=1M", f"skip={number}", "iflag=direct"],
+            stderr=subprocess.DEVNULL,
+        )
+        for number in range(4)
+    ]
+    time.sleep(0.05 * round_number)
+    os.kill(daemon, signal.SIGTERM)
+    wait_for(lambda: not is_running(daemon))
+    assert not is_mounted(mountpoint)
+    for reader in readers:
+        reader.wait(30)
 
 
 def test_a_non_empty_mountpoint_is_refused(image: Path, mountpoint: Path) -> None:

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from diskfs.fuse import session_gate
-from diskfs.fuse.session_gate import REPLACED, SessionGate, run_session
+from diskfs.fuse.session_gate import REPLACED, Session, SessionGate
 
 
 def test_the_function_that_the_gate_replaces_is_there() -> None:
@@ -25,7 +25,7 @@ def test_without_that_function_pyfuse3_serves_by_itself(monkeypatch: pytest.Monk
 
     monkeypatch.delattr(pyfuse3, REPLACED)
     monkeypatch.setattr(pyfuse3, "main", serve)
-    trio.run(run_session, {3})
+    trio.run(Session({3}).serve)
     assert served == ["by itself"]
 
 
@@ -38,7 +38,7 @@ def test_the_function_is_put_back_whatever_happens(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(pyfuse3, "main", fail)
     with pytest.raises(RuntimeError, match="planted"):
-        trio.run(run_session, {0})
+        trio.run(Session({0}).serve)
     assert getattr(pyfuse3, REPLACED) is original
 
 
@@ -125,6 +125,43 @@ def test_a_closed_descriptor_ends_every_worker() -> None:
                 await trio.testing.wait_all_tasks_blocked()
                 trio.lowlevel.notify_closing(reading)
         assert sorted(ended) == [0, 1, 2, 3, 4]
+        os.close(reading)
+        os.close(writing)
+
+    trio.run(check)
+
+
+def test_closing_ends_workers_that_sleep_and_one_that_is_between_two_requests() -> None:
+    async def check() -> None:
+        reading, writing = os.pipe()
+        os.write(writing, b"x")
+        gate = SessionGate(reading)
+        ended = []
+        busy = trio.Event()
+
+        async def between_two_requests() -> None:
+            assert await gate.wait()
+            os.read(reading, 1)
+            await busy.wait()
+            # Nobody watches the descriptor now, and nothing more will come from it.
+            assert not await gate.wait()
+            ended.append("between")
+
+        async def worker() -> None:
+            assert not await gate.wait()
+            ended.append("asleep")
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(between_two_requests)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(worker)
+                nursery.start_soon(worker)
+                await trio.testing.wait_all_tasks_blocked()
+                gate.close()
+                trio.lowlevel.notify_closing(reading)
+                busy.set()
+        assert sorted(ended) == ["asleep", "asleep", "between"]
         os.close(reading)
         os.close(writing)
 
