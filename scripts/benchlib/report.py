@@ -47,7 +47,7 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
 
 def _verdict(comparison: Comparison) -> str:
     if not comparison.decides:
-        return "(slower peer)"
+        return "(not deciding)"
     return "reached" if comparison.is_reached else "MISSED"
 
 
