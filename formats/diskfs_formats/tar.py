@@ -78,6 +78,8 @@ MAX_EXTENDED_SIZE = 64 << 10
 """Bytes of one extended header or long name, which are read into memory; real ones are below 1 KiB."""
 MAX_NAME_SIZE = 1024
 """Bytes of a name; file systems stop at 255 for each part of it."""
+READ_AHEAD = 16 << 10
+"""Bytes that are read along with a header: small members and their headers follow each other within these."""
 TRAILER_LOOKED_AT = 64 << 10
 """Bytes after the end blocks that are looked at; GNU tar pads to 10 KiB, some writers to more."""
 LAST_MTIME = 253402300799
@@ -144,7 +146,7 @@ def normalised_path(path: str) -> str:
 
 
 def read_tar_index(source: ByteSource) -> TarIndex:
-    """Read the header of every member: one read of 512 bytes each, and none of the members' data.
+    """Read the header of every member, and of the members' data no more than what follows a header closely.
 
     Raises CorruptImage if the source is no tar archive or is damaged, TruncatedImage if a member goes past its end,
     UnsafeReference and UnsupportedFeature for members that are not read.
@@ -161,6 +163,7 @@ class _Indexer:
         self._findings: list[Finding] = []
         self._extended: dict[bytes, bytes] | None = None
         self._long_name: bytes | None = None
+        self._window_offset, self._window = 0, b""
 
     def read(self) -> TarIndex:
         offset = 0
@@ -168,7 +171,7 @@ class _Indexer:
             if offset + BLOCK > self._source.size:
                 self._end_without_blocks(offset)
                 break
-            block = self._source.read_at(offset, BLOCK)
+            block = self._read(offset, BLOCK)
             if not any(block) and offset:
                 self._look_after_end(offset)
                 break
@@ -181,6 +184,14 @@ class _Indexer:
                 "which does not follow: the file is incomplete"
             )
         return TarIndex(tuple(self._members.values()), tuple(self._findings))
+
+    def _read(self, offset: int, length: int) -> bytes:
+        """Return bytes that lie inside of the source, mostly from what was read along with an earlier header."""
+        at = offset - self._window_offset
+        if at < 0 or at + length > len(self._window):
+            self._window = self._source.read_at(offset, min(max(length, READ_AHEAD), self._source.size - offset))
+            self._window_offset, at = offset, 0
+        return self._window[at : at + length]
 
     def _record(self, block: bytes, offset: int) -> int:
         """Take in the record whose header lies at `offset`; return the offset of the next one."""
@@ -207,7 +218,7 @@ class _Indexer:
                 "the file is incomplete"
             )
         if raw.typeflag != GNU_LONG_LINK:
-            self._remember(raw.typeflag, self._source.read_at(start, size), where)
+            self._remember(raw.typeflag, self._read(start, size), where)
         return start + align_up(size, BLOCK)
 
     def _remember(self, typeflag: bytes, data: bytes, where: str) -> None:

@@ -146,7 +146,11 @@ class SparseArchive:
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         self.reads.append((offset, length))
-        return self.pieces.get(offset, b"").ljust(length, b"\0")[:length]
+        data = bytearray(length)
+        for start, piece in self.pieces.items():
+            if offset <= start < offset + length:
+                data[start - offset : start - offset + len(piece)] = piece
+        return bytes(data[:length])
 
     def close(self) -> None:
         pass
@@ -174,10 +178,19 @@ def test_base_256_size_of_the_gnu_manual() -> None:
     assert [member.size for member in read_tar_index(source).members] == [8 << 30]
 
 
-def test_only_headers_are_read() -> None:
-    source = SparseArchive({0: header(size=b"00004000000\0"), 512 + (1 << 20): header(b"disk1.vmdk")}, (1 << 20) + 2048)
-    read_tar_index(source)
-    assert source.reads == [(0, 512), (512 + (1 << 20), 512), (1024 + (1 << 20), 512), (1536 + (1 << 20), 512)]
+def test_headers_and_what_follows_them_closely_are_read() -> None:
+    second = 512 + (1 << 20)
+    source = SparseArchive({0: header(size=b"00004000000\0"), second: header(b"disk1.vmdk")}, second + 1536)
+    assert len(read_tar_index(source).members) == 2
+    assert source.reads == [(0, 16384), (second, 1536), (second + 1024, 512)]
+
+
+@pytest.mark.parametrize(("size", "reads"), [(15360, 1), (15361, 2)])
+def test_a_header_is_read_along_if_all_of_it_is_within_16_kib(size: int, reads: int) -> None:
+    second = 512 + -(-size // 512) * 512
+    source = SparseArchive({0: header(size=b"%011o\0" % size), second: header(b"b")}, second + 512)
+    assert [member.name for member in read_tar_index(source).members] == ["vm.ovf", "b"]
+    assert len(source.reads) == reads
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513])

@@ -115,7 +115,7 @@ def _zeros(builder: VhdxBuilder) -> dict[int, int]:
 
 
 def _zeros_then_data(builder: VhdxBuilder) -> dict[int, int]:
-    updates = [Zeros(builder.bat_offset, 8192), Sector(place(builder, 1), pattern(4, 4096))]
+    updates: list[Zeros | Sector] = [Zeros(builder.bat_offset, 8192), Sector(place(builder, 1), pattern(4, 4096))]
     builder.write_log(
         (0, pack_log_entry(updates, sequence_number=1, tail=0)),
         (8192, entry(builder, {3: 1}, number=2, tail=0)),
