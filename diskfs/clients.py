@@ -84,7 +84,15 @@ def http_pool(scheme: str, host: str, port: int, address: str) -> urllib3.HTTPCo
     return urllib3.HTTPConnectionPool(address, port, **common)
 
 
-def s3_client(*, endpoint_url: str | None, region: str | None, profile: str | None, sign: bool, location: str) -> Any:
+def s3_client(
+    *,
+    endpoint_url: str | None,
+    region: str | None,
+    profile: str | None,
+    sign: bool,
+    read_timeout: float,
+    location: str,
+) -> Any:
     """Return a client for S3, with boto3's own search for credentials. Raises AccessDenied, or SourceError."""
     import boto3  # noqa: PLC0415 - takes a fifth of a second
     from botocore import UNSIGNED  # noqa: PLC0415
@@ -95,7 +103,7 @@ def s3_client(*, endpoint_url: str | None, region: str | None, profile: str | No
         max_pool_connections=MAX_CONNECTIONS,
         tcp_keepalive=True,
         connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
+        read_timeout=read_timeout,
         retries={"mode": "standard", "total_max_attempts": 1},
         # A range must not be checked against the sum of the whole object, which some servers send with it.
         response_checksum_validation="when_required",

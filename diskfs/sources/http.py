@@ -6,6 +6,7 @@ may be a signature, and appears in no message.
 
 import email.utils
 import http.client
+import re
 import threading
 import time
 from typing import Any
@@ -23,6 +24,8 @@ from diskfs_formats.errors import UnsafeReference
 from diskfs_formats.text import printable
 
 MAX_REDIRECTS = 5
+_ERROR_SIZE = 1024
+_ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,60})</Code>")
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524, 529, 530})
@@ -110,9 +113,11 @@ class HttpTransport:
             answer = self._follow(self._original, headers, timeout)
         if answer.status in {200, 206, 416}:
             return answer
+        # Storage services say in the body what a 400 or 403 is about.
+        code = _error_code(answer) if answer.status in {400, 403} else ""
         answer.close()
         retry_after = seconds_asked(answer.headers.get("retry-after"))
-        raise error_of(answer.status, "", self._name, retry_after, is_open=version is not None)
+        raise error_of(answer.status, code, self._name, retry_after, is_open=version is not None)
 
     def _follow(self, url: str, headers: dict[str, str], timeout: float) -> HttpAnswer:
         for _ in range(MAX_REDIRECTS + 1):
@@ -188,7 +193,7 @@ class HttpTransport:
 def error_of(status: int, code: str, name: str, retry_after: float, *, is_open: bool) -> Exception:
     """Return what an answer that is not the range means; `code` is a storage service's own word for it."""
     shown_code = f"{status} {printable(code, 60)}".rstrip()
-    if status in _LATER:
+    if status in _LATER or code == "RequestTimeout":
         return Transient(f"the server answered {shown_code}", after=retry_after)
     if status == 412:
         return SourceChanged(f"{name}: the object was changed since it was opened; open or mount it again")
@@ -213,6 +218,11 @@ def seconds_asked(text: str | None) -> float:
     except (TypeError, ValueError):
         return 0.0
     return max(0.0, then.timestamp() - time.time())
+
+
+def _error_code(answer: HttpAnswer) -> str:
+    match = _ERROR_CODE.search(answer.read(_ERROR_SIZE))
+    return match[1].decode() if match else ""
 
 
 def _split(location: str, name: str) -> SplitResult:

@@ -26,7 +26,7 @@ from diskfs.clients import s3_client
 from diskfs.errors import AccessDenied, SourceChanged, SourceError, SourceNotFound
 from diskfs.sources.http import close_body, error_of, read_body, seconds_asked
 from diskfs.sources.locations import RemoteOptions, shown
-from diskfs.sources.remote import Version
+from diskfs.sources.remote import IDLE_TIMEOUT, Version
 from diskfs.sources.retrying import Transient
 from diskfs_formats.errors import UnsupportedFeature
 from diskfs_formats.text import printable
@@ -197,11 +197,21 @@ class _CredentialsRefused(Exception):
         self.error = error
 
 
+class _Way(NamedTuple):
+    """What a client is made for."""
+
+    endpoint_url: str | None
+    region: str | None
+    profile: str | None
+    sign: bool
+    read_timeout: float
+
+
 class _Clients:
     """One client for each way of reaching S3, made once."""
 
     _lock = threading.Lock()
-    _made: dict[tuple[str | None, str | None, str | None, bool], Any] = {}
+    _made: dict[_Way, Any] = {}
 
     @classmethod
     def get(cls, options: RemoteOptions, name: str) -> Any:
@@ -220,18 +230,14 @@ class _Clients:
             return cls._made[_way(options)]
 
 
-def _way(options: RemoteOptions) -> tuple[str | None, str | None, str | None, bool]:
-    return options.endpoint_url, options.region, options.profile, options.sign
+def _way(options: RemoteOptions) -> _Way:
+    return _Way(
+        options.endpoint_url, options.region, options.profile, options.sign, min(IDLE_TIMEOUT, options.deadline)
+    )
 
 
 def _make(options: RemoteOptions, name: str) -> Any:
-    return s3_client(
-        endpoint_url=options.endpoint_url,
-        region=options.region,
-        profile=options.profile,
-        sign=options.sign,
-        location=name,
-    )
+    return s3_client(**_way(options)._asdict(), location=name)
 
 
 @functools.lru_cache(maxsize=64)
