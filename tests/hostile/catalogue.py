@@ -612,6 +612,43 @@ def _ova() -> Iterator[Hostile]:
         yield _case(f"href beside {href}", "T5", "ovf", "UnsafeReference", appliances.descriptor_with(href))
 
 
+# ---- what leads out of the folder to a file that is there ----
+
+
+def _naming(name: str) -> dict[str, bytes]:
+    """For each way to name a file in an image: the image that names `name`."""
+    parent = UUID(int=5)
+    vhd_child = VhdBuilder(64 * KIB, 4096, parent_id=parent, parent_name=name)
+    vhd_child.locators = [(code, name.encode("utf-16-le")) for code in (b"W2ku", b"W2ru")]
+    text = esx.descriptor(['RW 8 SPARSE "hostile.vmdk"'], parent_cid="12345678", hint=name)
+    return {
+        "vmdk: extent": _flat(name),
+        "vmdk: parent": bytes(build(stamped(8), Layout(grain=8, entries=16, descriptor=text))),
+        "vhd: parent": vhd_child.build(),
+        "vhdx: parent": _disk(locator=vhdx.locator_for(parent, name, name, name)).build(),
+        "qcow2: backing file": bytes(Qcow2Builder(64 * KIB, cluster_bits=12, backing_file=name.encode()).build()),
+        "ovf: file": appliances.descriptor_with(name),
+    }
+
+
+def _leading_out() -> Iterator[Hostile]:
+    for kind in _naming("x"):
+        form, _, role = kind.partition(": ")
+        parent = {"vmdk: parent", "vhd: parent", "vhdx: parent"}
+        threat = "T2" if kind in parent else "T3" if form == "qcow2" else "T5" if form == "ovf" else "T1"
+
+        def absolute(path: Path, kind: str = kind) -> None:
+            path.write_bytes(_naming(str(path.parent.parent.absolute() / CANARY_NAME))[kind])
+
+        def linked(path: Path, kind: str = kind) -> None:
+            path.write_bytes(_naming("link.raw")[kind])
+            (path.parent / "link.raw").symlink_to(path.parent.parent.absolute() / CANARY_NAME)
+
+        refusal = "ParentUnavailable" if kind in parent else "UnsafeReference"
+        yield _case(f"{role}, absolute path of the canary", threat, form, refusal, absolute)
+        yield _case(f"{role}, link to the canary", threat, form, "UnsafeReference", linked)
+
+
 # ---- what is not what it seems ----
 
 
@@ -695,6 +732,6 @@ def _partitions(mbr: bytes) -> Iterator[Hostile]:
 
 def catalogue() -> list[Hostile]:
     """Return every hostile file, names unique."""
-    cases = [*_vmdk(), *_vhd(), *_vhdx(), *_qcow2(), *_vdi(), *_ova(), *_raw()]
+    cases = [*_vmdk(), *_vhd(), *_vhdx(), *_qcow2(), *_vdi(), *_ova(), *_leading_out(), *_raw()]
     assert len({case.name for case in cases}) == len(cases)
     return cases
