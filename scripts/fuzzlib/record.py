@@ -63,6 +63,9 @@ def fingerprint(specimens: Sequence[Specimen]) -> str:
 def append(path: Path, part: Part) -> None:
     """Note one part down; what was noted before stays, whatever happens to the machine meanwhile."""
     with path.open("a") as file:
+        # A line that was cut off is ended, so that it spoils no other one.
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            file.write("\n")
         file.write(json.dumps(asdict(part)) + "\n")
         file.flush()
         os.fsync(file.fileno())

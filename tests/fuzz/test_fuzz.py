@@ -20,7 +20,7 @@ from diskfs_formats.findings import Finding
 from diskfs_formats.mapped import MappedImage
 from diskfs_formats.registry import DRIVERS
 from diskfs_formats.source import ByteSource
-from scripts.fuzzlib import campaign, coverage
+from scripts.fuzzlib import campaign, coverage, record
 from scripts.fuzzlib.formats import FORMATS
 from scripts.fuzzlib.running import MAX_GROWTH, Outcome, Runner, good_specimens
 from scripts.fuzzlib.specimen import Draft, Format, Specimen, Structure
@@ -223,3 +223,32 @@ def test_a_finding_is_kept_and_gives_the_same_again(tmp_path: Path, monkeypatch:
     assert path.read_bytes() == draft.source("x").read_at(0, draft.size)
     assert "run 5" in path.with_name(path.name + ".txt").read_text()
     assert "nothing is wrong" in campaign.reproduce(path, form)
+
+
+def test_a_recorded_campaign_goes_on_behind_what_is_noted(tmp_path: Path) -> None:
+    noted = tmp_path / "record"
+
+    def fuzz(*arguments: str) -> str:
+        command = [sys.executable, str(ROOT / "scripts" / "fuzz"), "--record", str(noted), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
+        return done.stdout
+
+    fuzz("--format", "mbr", "--runs", "30", "--jobs", "1")
+    with noted.open("a") as file:
+        file.write('{"format": "mbr", "se')  # the machine was stopped while it wrote
+    fuzz("--format", "mbr", "--runs", "50", "--jobs", "2")
+    fuzz("--format", "mbr", "--runs", "50", "--jobs", "2")
+    assert [(part.first, part.runs) for part in record.parts(noted)] == [(0, 30), (30, 20)]
+    assert "| mbr | 1 | 50 | " in fuzz("--summary")
+
+
+def test_runs_in_pieces_are_the_same_runs() -> None:
+    form = FORMATS["mbr"]
+    specimens = list(form.specimens())
+
+    def passed(first: int, runs: int) -> int:
+        tally = campaign.campaign(form, seed=SEED, runs=runs, seconds=None, jobs=2, first=first, specimens=specimens)
+        assert tally.runs == runs
+        return tally.passed
+
+    assert passed(0, 60) == passed(0, 25) + passed(25, 35)
