@@ -39,6 +39,8 @@ SLACK = (1 << 20) // BLOCK
 """Blocks that a stream may skip, or that its readers may be apart from each other."""
 GAP = 1
 """Blocks between two that are needed which are fetched along, rather than asking twice."""
+EAGERNESS = 4
+"""How many times what a stream has had is read ahead of it: requests grow to LARGEST within a few megabytes."""
 MAX_STREAMS = 8
 MAX_AHEAD = 64 << 20
 """Bytes under way for all streams together that nobody has asked for yet."""
@@ -101,8 +103,8 @@ _SHARED = _Shared()
 class _Fetch:
     """Blocks that are under way; several readers may wait for them."""
 
-    first: int
-    count: int
+    blocks: range
+    is_urgent: bool
     future: "Future[list[bytes]]" = field(default_factory=Future)
 
 
@@ -182,9 +184,9 @@ class CachedSource:
                     if block is None:
                         return None
                     found[number] = block
-            ahead = self._note_read(first, last)
+            fetches = self._plan([self._ahead(first, last)])
         STATISTICS.add(cache_hits=len(found))
-        self._start(ahead, urgent=False)
+        self._start(fetches)
         return self._cut(found, offset, length)
 
     def _cut(self, found: dict[int, bytes], offset: int, length: int) -> bytes:
@@ -214,103 +216,112 @@ class CachedSource:
                     awaited[number] = self._under_way[number]
                 else:
                     missing.append(number)
-            fetches = self._plan(missing)
+            spans = [self._widened(first, last + 1) for first, last in _runs(missing, GAP)]
+            spans.extend(self._ahead(first, last) for first, last in _runs(wanted, GAP))
+            fetches = self._plan(spans, missing)
             for fetch in fetches:
-                awaited.update(
-                    (number, fetch) for number in missing if fetch.first <= number < fetch.first + fetch.count
-                )
-            ahead = [fetch for first, last in _runs(wanted) for fetch in self._note_read(first, last)]
+                awaited.update((number, fetch) for number in missing if number in fetch.blocks)
         STATISTICS.add(cache_hits=len(found))
-        self._start(fetches, urgent=True)
-        self._start(ahead, urgent=False)
+        self._start(fetches)
         for number, fetch in awaited.items():
-            found[number] = fetch.future.result()[number - fetch.first]
+            found[number] = fetch.future.result()[number - fetch.blocks.start]
         return found
 
-    # What follows up to `_start` is called with the lock held.
+    # Called with the lock held.
 
-    def _plan(self, missing: Sequence[int]) -> list[_Fetch]:
-        """Return fetches, noted as under way, that cover the missing blocks."""
-        fetches: list[_Fetch] = []
-        for start, last in _runs(missing, GAP):
-            first, end = start, last + 1
-            if len(missing) <= RANDOM and not self._is_streaming(first):
-                self._misses += 1
-                if self._misses > OPENING_MISSES:
-                    # The megabyte that the block lies in: what is near is wanted next as often as what follows.
-                    first = start - start % RANDOM
-                    end = max(end, first + RANDOM)
-            fetches.extend(self._fetches(first, min(end, self._blocks)))
-        return fetches
+    def _widened(self, start: int, end: int) -> tuple[int, int]:
+        """Return what to fetch for missing blocks: first and end."""
+        for stream in self._streams:
+            distance = start - stream.position
+            if 0 <= distance <= SLACK:
+                return start, end
+            if 0 < distance <= min(FURTHEST, EAGERNESS * stream.consumed):
+                # A table that lies ahead of a stream: what is around it is wanted soon.
+                return start - start % LARGEST, max(end, start - start % LARGEST + LARGEST)
+        if end - start > RANDOM:
+            return start, end
+        self._misses += 1
+        if self._misses <= OPENING_MISSES:
+            return start, end
+        # The megabyte that the block lies in: what is before it is wanted next as often as what follows.
+        return start - start % RANDOM, max(end, start - start % RANDOM + RANDOM)
 
-    def _fetches(self, first: int, end: int) -> list[_Fetch]:
-        """Return fetches for blocks of a range that are neither there nor under way, each a run of at most LARGEST."""
-        free = [
-            number
-            for number in range(first, end)
-            if number not in self._under_way and (self._number, number) not in self._shared.memory
-        ]
-        fetches = []
-        for start, last in _runs(free):
-            for begin in range(start, last + 1, LARGEST):
-                fetch = _Fetch(begin, min(LARGEST, last + 1 - begin))
-                fetches.append(fetch)
-                self._under_way.update(dict.fromkeys(range(begin, begin + fetch.count), fetch))
-        return fetches
-
-    def _is_streaming(self, block: int) -> bool:
-        return any(stream.position <= block <= stream.position + SLACK for stream in self._streams)
-
-    def _note_read(self, first: int, last: int) -> list[_Fetch]:
-        """Note that blocks are read; return fetches for what the same reader will want soon."""
+    def _ahead(self, first: int, last: int) -> tuple[int, int]:
+        """Note that blocks are read; return first and end of what the same reader will want soon, if it is time."""
         stream = next((one for one in self._streams if one.position - 1 <= first <= one.position + SLACK), None)
         if stream is None:
             self._streams.insert(0, _Stream(last + 1, last + 1 - first, last + 1))
             del self._streams[MAX_STREAMS:]
-            return []
+            return 0, 0
         if stream is not self._streams[0]:
             self._streams.remove(stream)
             self._streams.insert(0, stream)
         if last < stream.position:
-            return []
+            return 0, 0
         stream.consumed += last + 1 - stream.position
         stream.position = last + 1
         stream.asked_to = max(stream.asked_to, stream.position)
-        ahead = min(2 * stream.consumed, FURTHEST)
-        target = min(stream.position + ahead, self._blocks)
+        ahead = min(EAGERNESS * stream.consumed, FURTHEST)
+        target = stream.position + ahead
+        if ahead >= LARGEST:
+            target -= target % LARGEST
+        if target + RANDOM >= self._blocks:
+            target = self._blocks
         step = target - stream.asked_to
-        # Asked for in large steps: half of what is kept ahead, or the largest request.
-        if step < min(max(1, ahead // 2), LARGEST) and target < self._blocks:
-            return []
-        if step <= 0 or self._shared.ahead + step * BLOCK > MAX_AHEAD:
-            return []
+        # In large steps: half of what is kept ahead, or the largest request.
+        enough = step >= min(ahead // 2, LARGEST) or target == self._blocks
+        if step <= 0 or not enough or self._shared.ahead + step * BLOCK > MAX_AHEAD:
+            return 0, 0
         begin, stream.asked_to = stream.asked_to, target
-        fetches = self._fetches(begin, target)
-        self._shared.ahead += sum(fetch.count for fetch in fetches) * BLOCK
+        return begin, target
+
+    def _plan(self, spans: Sequence[tuple[int, int]], missing: Sequence[int] = ()) -> list[_Fetch]:
+        """Return fetches, noted as under way, for those blocks of spans that are neither there nor under way."""
+        free = sorted(
+            {
+                number
+                for first, end in spans
+                for number in range(first, min(end, self._blocks))
+                if number not in self._under_way and (self._number, number) not in self._shared.memory
+            }
+        )
+        fetches = []
+        for start, last in _runs(free):
+            begin = start
+            while begin <= last:
+                # What is left over is no request of its own if it is little.
+                end = last + 1 if last + 1 - begin <= LARGEST + RANDOM else begin + LARGEST
+                blocks = range(begin, end)
+                begin = end
+                fetch = _Fetch(blocks, is_urgent=any(number in blocks for number in missing))
+                fetches.append(fetch)
+                self._under_way.update(dict.fromkeys(blocks, fetch))
+                if not fetch.is_urgent:
+                    self._shared.ahead += len(blocks) * BLOCK
         return fetches
 
-    def _start(self, fetches: Sequence[_Fetch], *, urgent: bool) -> None:
-        for fetch in fetches:
-            work = self._fetchers.submit(functools.partial(self._bring, fetch), urgent=urgent)
-            work.add_done_callback(functools.partial(self._settle, fetch, urgent=urgent))
+    # Called without the lock from here on.
 
-    def _bring(self, fetch: _Fetch) -> list[bytes]:
-        """Return the blocks of a fetch, from the cache's folder where it has them."""
+    def _start(self, fetches: Sequence[_Fetch]) -> None:
+        for fetch in fetches:
+            work = self._fetchers.submit(functools.partial(self._bring, fetch.blocks), urgent=fetch.is_urgent)
+            work.add_done_callback(functools.partial(self._settle, fetch))
+
+    def _bring(self, blocks: range) -> list[bytes]:
+        """Return blocks, those from the cache's folder that it has."""
         if self._stored is None:
-            return self._request(fetch.first, fetch.count)
-        numbers = range(fetch.first, fetch.first + fetch.count)
+            return self._request(blocks.start, len(blocks))
         stored = {}
-        for number in numbers:
+        for number in blocks:
             block = self._stored.load(self._remote.key, number, self._length(number))
             if block is not None:
                 stored[number] = block
         STATISTICS.add(stored_hits=len(stored))
-        absent = [number for number in numbers if number not in stored]
-        for first, last in _runs(absent):
+        for first, last in _runs([number for number in blocks if number not in stored]):
             for number, block in enumerate(self._request(first, last + 1 - first), first):
                 stored[number] = block
                 self._stored.store(self._remote.key, number, block)
-        return [stored[number] for number in numbers]
+        return [stored[number] for number in blocks]
 
     def _request(self, first: int, count: int) -> list[bytes]:
         offset = first * BLOCK
@@ -319,18 +330,17 @@ class CachedSource:
     def _length(self, number: int) -> int:
         return min(BLOCK, self.size - number * BLOCK)
 
-    def _settle(self, fetch: _Fetch, done: "Future[list[bytes]]", *, urgent: bool) -> None:
+    def _settle(self, fetch: _Fetch, done: "Future[list[bytes]]") -> None:
         """Keep what came, and let the next reader try again what did not."""
         error = done.exception()
         with self._shared.lock:
-            for number in range(fetch.first, fetch.first + fetch.count):
-                if self._under_way.get(number) is fetch:
-                    del self._under_way[number]
-            if not urgent:
-                self._shared.ahead -= fetch.count * BLOCK
+            for number in fetch.blocks:
+                del self._under_way[number]
+            if not fetch.is_urgent:
+                self._shared.ahead -= len(fetch.blocks) * BLOCK
             if error is None and not self._closed:
-                streamed = not urgent or fetch.count > RANDOM
-                for number, block in enumerate(done.result(), fetch.first):
+                streamed = len(fetch.blocks) > RANDOM
+                for number, block in zip(fetch.blocks, done.result(), strict=True):
                     self._shared.memory.put((self._number, number), block, streamed=streamed)
         if error is not None:
             fetch.future.set_exception(error)

@@ -103,4 +103,4 @@ def test_a_signed_url_is_read_by_get_alone(aws: S3Server) -> None:
     assert hashlib.sha256(data).digest() == hashlib.sha256(CONTENT).digest()
     with pytest.raises(AccessDenied, match="denied") as caught:
         open_source(aws.signed_url("signed.raw") + "0")
-    assert "Signature" not in str(caught.value)
+    assert "X-Amz" not in str(caught.value)
