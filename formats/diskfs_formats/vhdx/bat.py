@@ -10,7 +10,7 @@ from array import array
 from collections import OrderedDict
 from typing import Final
 
-from diskfs_formats.binary import PAGES_KEPT, EntryTable
+from diskfs_formats.binary import ENTRIES_PER_PAGE, PAGES_KEPT, EntryTable
 from diskfs_formats.errors import CorruptImage, TruncatedImage
 from diskfs_formats.extents import ExtentKind
 from diskfs_formats.source import ByteSource
@@ -24,6 +24,7 @@ SECTOR_BITMAP_SIZE = MIB
 _ENTRY_SIZE = 8
 _STATE_BITS = 0b111
 _OFFSET_BITS = ~0xFFFFF
+_ZEROES = bytes(ENTRIES_PER_PAGE * _ENTRY_SIZE)
 
 
 class State(enum.IntEnum):
@@ -61,6 +62,20 @@ def state_of(entry: int) -> State:
 def file_offset_of(entry: int) -> int:
     """Return the file offset in a BAT entry, in bytes."""
     return entry & _OFFSET_BITS
+
+
+def _used(entries: "array[int]") -> int:
+    """Return how many entries there are up to the last that is not zero: by halves, since comparing memory is fast."""
+    data = entries.tobytes()
+    low, high = 0, len(entries)
+    while low < high:
+        middle = (low + high) // 2
+        rest = data[middle * _ENTRY_SIZE :]
+        if rest == _ZEROES[: len(rest)]:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 class BlockAllocationTable:
@@ -147,7 +162,7 @@ class BlockAllocationTable:
         entries = self._entries.page(number)
         count = len(entries)
         # A table for a disk that may grow is mostly zero behind its last block: that is one HOLE.
-        used = -(-len(entries.tobytes().rstrip(b"\0")) // _ENTRY_SIZE)
+        used = _used(entries)
         run_ends = array("H", range(1, used + 1)) + array("H", [count]) * (count - used)
         first = number * self._entries.entries_per_page
         period = self.chunk_ratio + 1
