@@ -1,9 +1,11 @@
 """The life of a mount: opening the source, serving until a signal or an unmount, and going away cleanly."""
 
 import contextlib
+import functools
 import gc
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -21,13 +23,18 @@ from diskfs.fuse.layout import build_tree
 from diskfs.fuse.operations import DiskfsOperations
 from diskfs.fuse.session_gate import Session, fuse_descriptors
 from diskfs.sources.locate import stop_fetching
-from diskfs.sources.locations import RemoteOptions
+from diskfs.sources.locations import RemoteOptions, is_url
 from diskfs_formats.text import printable
 
 log = logging.getLogger("diskfs.fuse")
 
 GC_THRESHOLD = (700, 10, 10)
 """Python's own: a failed read leaves its buffers to the collector, and nothing else here makes garbage."""
+MAX_WAITING = 192
+"""Reads that the kernel keeps under way. With its default of 12, as many that hang at a remote source stop all others,
+also those that are answered from memory."""
+END_NOTICED_AFTER = 0.3
+"""Seconds after which a mount of a remote source notices that it was taken down while reads hang."""
 READAHEAD_KB = 1024
 """The kernel's readahead window for cached reads. Its default of 128 KiB makes eight requests of what one can do; only
 root may change it."""
@@ -68,7 +75,9 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
         opened.require_a_disk()
         warnings = [f"disk{disk.index}: {disk.error}" for disk in opened.disks if disk.error]
         tree = build_tree(opened)
-        reader = Reader()
+        is_remote = is_url(opened.location)
+        # Reads that hang must leave room for others: in threads, in the kernel and among the session's workers.
+        reader = Reader(MAX_WAITING) if is_remote else Reader()
         operations = DiskfsOperations(
             tree, reader, status=opened.status, about={"source": opened.name, "mountpoint": str(mountpoint)}
         )
@@ -92,7 +101,8 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
             announced = True
 
         try:
-            trio.run(_serve, mountpoint, fuse_descriptors() - before, announce)
+            serving = functools.partial(_serve, is_remote=is_remote)
+            trio.run(serving, mountpoint, fuse_descriptors() - before, announce)
             cleanly = True
         except BaseExceptionGroup as group:
             raise _first(group) from group
@@ -104,14 +114,16 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
                 reader.close()
 
 
-async def _serve(mountpoint: Path, descriptors: set[int], ready: Callable[[], None]) -> None:
+async def _serve(
+    mountpoint: Path, descriptors: set[int], ready: Callable[[], None], *, is_remote: bool = False
+) -> None:
     session = Session(descriptors)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, session)
         nursery.start_soon(_announce, mountpoint, ready)
+        if is_remote:
+            nursery.start_soon(_stop_fetching_at_the_end, list(descriptors))
         await session.serve()
-        # Else unmounting would wait for requests that hang.
-        stop_fetching()
         nursery.cancel_scope.cancel()
 
 
@@ -129,6 +141,18 @@ async def _end_on_signal(session: Session) -> None:
             log.info("%s: unmounting", signal.Signals(number).name)
             # Once more is harmless; a second signal must not end the process before it has unmounted.
             session.end()
+            stop_fetching()
+
+
+async def _stop_fetching_at_the_end(descriptors: list[int]) -> None:
+    """Fail the reads that wait for the network once the mount is gone: else its end would wait for those that hang."""
+    poller = select.poll()
+    for descriptor in descriptors:
+        # No event but the error that the kernel reports when the connection is closed.
+        poller.register(descriptor, 0)
+    while not poller.poll(0):  # noqa: ASYNC110 - only the session's workers may wait at the descriptor
+        await trio.sleep(END_NOTICED_AFTER)
+    stop_fetching()
 
 
 async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
@@ -147,6 +171,9 @@ def _prepare_for_users(mountpoint: Path) -> None:
     with contextlib.suppress(OSError):
         bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
         bdi.write_text(f"{READAHEAD_KB}\n")
+    with contextlib.suppress(OSError):
+        # Belongs to whoever mounts; missing in containers without the control file system of FUSE (fusectl).
+        Path(f"/sys/fs/fuse/connections/{os.minor(device)}/max_background").write_text(f"{MAX_WAITING}\n")
 
 
 def _fuse_options(opened: OpenedSource, options: MountOptions) -> set[str]:

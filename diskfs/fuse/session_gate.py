@@ -15,8 +15,9 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-WORKERS = 48
-"""Requests in flight: more than the threads that read, so that those that are ready overtake those that wait."""
+WORKERS = 256
+"""Requests in flight: more than may hang at a remote source (mount.MAX_WAITING), so that those that are ready overtake
+those that wait."""
 LONGEST_TURN = 0.005
 """Seconds after which a worker lets timers, signals and finished threads have their turn."""
 REPLACED = "_wait_fuse_readable"

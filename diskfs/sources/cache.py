@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from diskfs.sources.fetching import FETCHERS, Fetchers
 from diskfs.sources.remote import PIECE, RemoteObject
+from diskfs.sources.retrying import Deadline
 from diskfs.sources.statistics import STATISTICS
 from diskfs_formats.source import Buffer, require_range
 
@@ -304,13 +305,15 @@ class CachedSource:
 
     def _start(self, fetches: Sequence[_Fetch]) -> None:
         for fetch in fetches:
-            work = self._fetchers.submit(functools.partial(self._bring, fetch.blocks), urgent=fetch.is_urgent)
+            work = self._fetchers.submit(
+                functools.partial(self._bring, fetch.blocks, self._remote.deadline()), urgent=fetch.is_urgent
+            )
             work.add_done_callback(functools.partial(self._settle, fetch))
 
-    def _bring(self, blocks: range) -> list[bytes]:
+    def _bring(self, blocks: range, deadline: Deadline) -> list[bytes]:
         """Return blocks, those from the cache's folder that it has."""
         if self._stored is None:
-            return self._request(blocks.start, len(blocks))
+            return self._request(blocks.start, len(blocks), deadline)
         stored = {}
         for number in blocks:
             block = self._stored.load(self._remote.key, number, self._length(number))
@@ -318,14 +321,14 @@ class CachedSource:
                 stored[number] = block
         STATISTICS.add(stored_hits=len(stored))
         for first, last in _runs([number for number in blocks if number not in stored]):
-            for number, block in enumerate(self._request(first, last + 1 - first), first):
+            for number, block in enumerate(self._request(first, last + 1 - first, deadline), first):
                 stored[number] = block
                 self._stored.store(self._remote.key, number, block)
         return [stored[number] for number in blocks]
 
-    def _request(self, first: int, count: int) -> list[bytes]:
+    def _request(self, first: int, count: int, deadline: Deadline) -> list[bytes]:
         offset = first * BLOCK
-        return self._remote.fetch(offset, min(count * BLOCK, self.size - offset))
+        return self._remote.fetch(offset, min(count * BLOCK, self.size - offset), deadline)
 
     def _length(self, number: int) -> int:
         return min(BLOCK, self.size - number * BLOCK)

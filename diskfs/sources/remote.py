@@ -120,12 +120,18 @@ class RemoteObject:
         text = "\0".join((self._transport.identity, version.etag or "", version.modified or "", str(version.size)))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def fetch(self, offset: int, length: int) -> list[bytes]:
+    def deadline(self) -> Deadline:
+        """Return the patience for a fetch, which begins now."""
+        return Deadline(self._deadline)
+
+    def fetch(self, offset: int, length: int, deadline: Deadline | None = None) -> list[bytes]:
         """Return the bytes of a range, in pieces of PIECE bytes counted from `offset`; only the last may be shorter.
 
         Raises SourceChanged if the object is not the version that was opened, SourceError if the deadline passes.
         """
-        deadline = Deadline(self._deadline)
+        deadline = deadline or self.deadline()
+        if not deadline.left:
+            raise SourceError(f"{self.name}: no request could be sent for {deadline.seconds:.0f} s: too many hang")
         pieces: list[bytes] = []
         unfinished: list[bytes] = []
         received = tries = 0

@@ -29,7 +29,7 @@ def diskfs(*arguments: object, expect: int = 0, timeout: float = 120) -> "subpro
 
 
 @contextlib.contextmanager
-def mounted(source: Path, mountpoint: Path, *options: object) -> Iterator[Path]:
+def mounted(source: Path | str, mountpoint: Path, *options: object) -> Iterator[Path]:
     """Mount with the real command, and unmount with the real command."""
     # It may be there already, also as a dead mount that is to be repaired.
     with contextlib.suppress(OSError):
