@@ -12,6 +12,7 @@ from diskfs.fuse.export import export_folder
 from diskfs.fuse.sizing import Sizing
 from diskfs.fuse.tree import Directory, Entry, File, Tree
 from diskfs.guest.description import FilesystemLooks, describe_disk
+from diskfs.sources.locations import is_url
 from diskfs.sources.statistics import STATISTICS
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.source import ByteSource, MemorySource
@@ -43,17 +44,19 @@ def _disk_entries(opened: OpenedSource, disk: OpenedDisk, sizing: Sizing, looks:
     # What opening has cost so far; the mount's status has what reading costs.
     description.update(STATISTICS.shown())
     text = json.dumps(description, indent=2, ensure_ascii=True) + "\n"
+    # How much of a disk is allocated is in tables all over the image: too dear to be read from afar for an `ls`.
+    measure = None if is_url(opened.location) else sizing
     if disk.opened is not None:
-        yield _file(f"{name}.raw", disk.opened, sizing)
+        yield _file(f"{name}.raw", disk.opened, measure)
         table, _ = disk.partitions
         if table is not None:
             for partition, part in partition_slices(disk.opened, table, name):
-                yield _file(f"{name}p{partition.number}.raw", part, sizing)
+                yield _file(f"{name}p{partition.number}.raw", part, measure)
     yield File(f"{name}.json", MemorySource(text.encode(), f"{name}.json"))
 
 
-def _file(name: str, image: DiskImage, sizing: Sizing) -> File:
-    return File(name, image, lambda: sizing.allocated(image))
+def _file(name: str, image: DiskImage, sizing: Sizing | None) -> File:
+    return File(name, image, None if sizing is None else lambda: sizing.allocated(image))
 
 
 class _Folder:

@@ -111,7 +111,9 @@ class _Fetch:
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One reader going forward: the block it will want next, how many it has had, up to where blocks were asked for."""
+    """One reader going forward: the block it will want next, how many it has had since its first read, up to where
+    blocks were asked for.
+    """
 
     position: int
     consumed: int
@@ -251,7 +253,7 @@ class CachedSource:
         """Note that blocks are read; return first and end of what the same reader will want soon, if it is time."""
         stream = next((one for one in self._streams if one.position - 1 <= first <= one.position + SLACK), None)
         if stream is None:
-            self._streams.insert(0, _Stream(last + 1, last + 1 - first, last + 1))
+            self._streams.insert(0, _Stream(last + 1, 0, last + 1))
             del self._streams[MAX_STREAMS:]
             return 0, 0
         if stream is not self._streams[0]:

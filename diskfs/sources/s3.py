@@ -31,6 +31,8 @@ from diskfs.sources.retrying import Transient
 from diskfs_formats.errors import UnsupportedFeature
 from diskfs_formats.text import printable
 
+RENEWALS = 2
+"""How often credentials that are refused are looked for anew in one request: they may just be changing."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _LATER = frozenset(
     {
@@ -114,16 +116,16 @@ class S3Transport:
             request["IfMatch"] = version.strong_etag
         if self._options.requester_pays:
             request["RequestPayer"] = "requester"
-        client = self._client
-        try:
-            return self._send(client, request, is_open=version is not None)
-        except _CredentialsRefused as refused:
-            # The files or the service that they come from may have newer ones by now. Asked once for each refusal.
-            self._client = _Clients.renew(client, self._options, self._name)
+        for left in reversed(range(RENEWALS + 1)):
+            client = self._client
             try:
-                return self._send(self._client, request, is_open=version is not None)
-            except _CredentialsRefused as again:
-                raise again.error from refused
+                return self._send(client, request, is_open=version is not None)
+            except _CredentialsRefused as refused:
+                if not left:
+                    raise refused.error from refused
+                # The files or the service that they come from may have newer ones by now.
+                self._client = _Clients.renew(client, self._options, self._name)
+        raise AssertionError
 
     def _send(self, client: Any, request: dict[str, Any], *, is_open: bool) -> "S3Answer | EmptyAnswer":
         try:

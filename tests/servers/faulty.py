@@ -114,7 +114,16 @@ class FaultyServer:
     def fail(self, rate: float, kinds: tuple[str, ...] = FAULTS, seed: int = 1) -> None:
         """Answer a share of all requests wrongly, each kind as often as any other."""
         chance = random.Random(seed)
-        self.choose = lambda request: chance.choice(kinds) if chance.random() < rate else None
+        turn = itertools.cycle(chance.sample(kinds, len(kinds)))
+
+        def plan() -> Iterator[str | None]:
+            while True:
+                # So many of every ten, at random places among them.
+                wrong = set(chance.sample(range(10), round(10 * rate)))
+                yield from (next(turn) if number in wrong else None for number in range(10))
+
+        planned = plan()
+        self.choose = lambda request: next(planned)
 
     def counted(self) -> Counter[str]:
         """Return how many requests met which fault; "" for those that met none."""

@@ -98,7 +98,11 @@ def _ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path) -> S3Se
     from botocore.exceptions import BotoCoreError, ClientError
 
     config = Config(
-        s3={"addressing_style": "path"}, connect_timeout=2, read_timeout=20, retries={"total_max_attempts": 1}
+        signature_version="s3v4",
+        s3={"addressing_style": "path"},
+        connect_timeout=2,
+        read_timeout=20,
+        retries={"total_max_attempts": 1},
     )
     client = boto3.client(
         "s3",
