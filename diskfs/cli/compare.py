@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from diskfs.cli import exit_codes
-from diskfs.cli.options import add_json, number
+from diskfs.cli.options import add_json, add_remote, location, number, remote_options
 from diskfs.cli.output import print_error, print_json, print_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit codes, as of cmp: 0 same, 1 different, 2 trouble."
     )
     for name in ("a", "b"):
-        parser.add_argument(name, metavar=name.upper(), help="an image, an .ova, or an .ovf beside its files")
+        parser.add_argument(
+            name,
+            metavar=name.upper(),
+            type=location,
+            help="an image, an .ova, or an .ovf beside its files: path or URL",
+        )
     for name in ("a", "b"):
         parser.add_argument(f"--format-{name}", metavar="F", help=f"take {name.upper()} as this format")
         parser.add_argument(
@@ -33,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--parent-{name}", metavar="FILE", action="append", default=[], help=f"the parent of {name.upper()}"
         )
     parser.add_argument("--strict", action="store_true", help="disks of different sizes are different")
+    add_remote(parser)
     add_json(parser)
 
 
@@ -57,9 +63,10 @@ def _run(options: argparse.Namespace) -> int:
     from diskfs.convert.compare import first_difference
     from diskfs.disks.opening import open_source
 
+    remote = remote_options(options)
     with (
-        open_source(options.a, format_name=options.format_a, parents=options.parent_a) as source_a,
-        open_source(options.b, format_name=options.format_b, parents=options.parent_b) as source_b,
+        open_source(options.a, format_name=options.format_a, parents=options.parent_a, remote=remote) as source_a,
+        open_source(options.b, format_name=options.format_b, parents=options.parent_b, remote=remote) as source_b,
     ):
         one, other = source_a.disk(options.disk_a).image, source_b.disk(options.disk_b).image
         offset: int | None
