@@ -108,7 +108,6 @@ def s3_client(
         # A range must not be checked against the sum of the whole object, which some servers send with it.
         response_checksum_validation="when_required",
         signature_version="s3v4" if sign else UNSIGNED,
-        s3={"addressing_style": "path" if endpoint_url else "auto"},
         user_agent_extra=user_agent(),
     )
     try:

@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--disk-{name}", type=number, metavar="N", default=0, help=f"which disk of {name.upper()} (default 0)"
         )
         parser.add_argument(
-            f"--parent-{name}", metavar="FILE", action="append", default=[], help=f"the parent of {name.upper()}"
+            f"--parent-{name}",
+            metavar="FILE",
+            type=location,
+            action="append",
+            default=[],
+            help=f"the parent of {name.upper()}",
         )
     parser.add_argument("--strict", action="store_true", help="disks of different sizes are different")
     add_remote(parser)

@@ -101,6 +101,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parent",
         metavar="FILE",
+        type=location,
         action="append",
         default=[],
         help="the parent of a differencing image, where it is not beside it; again for the parent's parent",

@@ -9,8 +9,9 @@ LONGEST_PAUSE = 5.0
 """Seconds between two tries at most, so that reading goes on soon after an outage has ended."""
 LONGEST_ASKED_PAUSE = 20.0
 """Seconds of a server's Retry-After that are kept to."""
-SLOWEST = 16 << 10
-"""Bytes a second: what arrives pays for as much more time, so that a slow line is no outage and a trickle is one."""
+SLOWEST = 4 << 10
+"""Bytes a second: what arrives pays for as much more time, so that a slow line is no outage and a trickle is one:
+a hundred kilobytes a second may be shared by a dozen requests."""
 
 
 class Transient(Exception):

@@ -9,6 +9,7 @@ import itertools
 import random
 import re
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -64,7 +65,9 @@ class Request:
 class FaultyServer:
     """Serves `objects` by path. `choose` picks a fault, or None, for each request; it is called under a lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self._address = address
+        self._tls = tls
         self.objects: dict[str, Stored] = {}
         self.redirects: dict[str, tuple[int, str]] = {}
         self.log: list[Request] = []
@@ -84,7 +87,11 @@ class FaultyServer:
         self._port = 0
 
     def __enter__(self) -> Self:
-        self._server = _Threaded(("127.0.0.1", 0), _Handler)
+        self._server = (_ThreadedIPv6 if ":" in self._address else _Threaded)((self._address, 0), _Handler)
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._server.owner = self
         self._port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -103,7 +110,8 @@ class FaultyServer:
     @property
     def endpoint(self) -> str:
         """The server's own URL, without a path."""
-        return f"http://127.0.0.1:{self._port}"
+        host = f"[{self._address}]" if ":" in self._address else self._address
+        return f"{'https' if self._tls else 'http'}://{host}:{self._port}"
 
     def put(self, path: str, data: bytes | Path, **how: object) -> str:
         """Store an object, as a new version, and return its URL."""
@@ -174,6 +182,10 @@ class _Threaded(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients close connections that have become useless; that is no error here."""
+
+
+class _ThreadedIPv6(_Threaded):
+    address_family = socket.AF_INET6
 
 
 class _Handler(BaseHTTPRequestHandler):
