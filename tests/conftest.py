@@ -12,9 +12,14 @@ import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.helpers import MANIFEST, STORED_CORPUS, CorpusRow, corpus_rows
+
+# Its plugin loads it at the end of a run otherwise, and what it looks for among living objects is not found there once
+# a test has frozen them (gc.freeze).
+assert hypothesis.__version__
 
 
 @pytest.fixture(scope="session")
