@@ -8,6 +8,7 @@ time brings little, a stream brings more and more, ahead of its reader, and near
 import functools
 import itertools
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -34,10 +35,15 @@ RANDOM = (1 << 20) // BLOCK
 """Blocks that a read at a place of its own fetches: below a megabyte, a request costs more than its bytes."""
 LARGEST = (8 << 20) // BLOCK
 """Blocks of one request at most."""
-FURTHEST = (32 << 20) // BLOCK
-"""Blocks that are read ahead of a stream at most."""
+FURTHEST = (48 << 20) // BLOCK
+"""Blocks that are read ahead of all streams together at most: six of the largest requests side by side, and less than
+the part of the memory that they stay in until they are read."""
+ACTIVE_FOR = 3.0
+"""Seconds after a read for which a stream counts as one that goes on."""
 SLACK = (1 << 20) // BLOCK
-"""Blocks that a stream may skip, or that its readers may be apart from each other."""
+"""Blocks that a stream may skip."""
+BEHIND = (4 << 20) // BLOCK
+"""Blocks that a stream may come back: threads, and the kernel's own reading ahead, overtake each other."""
 GAP = 1
 """Blocks between two that are needed which are fetched along, rather than asking twice."""
 EAGERNESS = 4
@@ -58,13 +64,13 @@ class BlockMemory:
         self._capacity = capacity // 2
 
     def get(self, key: tuple[int, int]) -> bytes | None:
-        """Return a block and note that it was used."""
-        for half in self._halves:
-            block = half.get(key)
-            if block is not None:
-                half.move_to_end(key)
-                return block
-        return None
+        """Return a block; note its use, unless it streams by: what was read of a stream goes before what was not."""
+        single, streamed = self._halves
+        block = single.get(key)
+        if block is None:
+            return streamed.get(key)
+        single.move_to_end(key)
+        return block
 
     def __contains__(self, key: object) -> bool:
         return any(key in half for half in self._halves)
@@ -118,6 +124,7 @@ class _Stream:
     position: int
     consumed: int
     asked_to: int
+    used: float = 0.0
 
 
 class CachedSource:
@@ -251,9 +258,10 @@ class CachedSource:
 
     def _ahead(self, first: int, last: int) -> tuple[int, int]:
         """Note that blocks are read; return first and end of what the same reader will want soon, if it is time."""
-        stream = next((one for one in self._streams if one.position - 1 <= first <= one.position + SLACK), None)
+        now = time.monotonic()
+        stream = next((one for one in self._streams if one.position - BEHIND <= first <= one.position + SLACK), None)
         if stream is None:
-            self._streams.insert(0, _Stream(last + 1, 0, last + 1))
+            self._streams.insert(0, _Stream(last + 1, 0, last + 1, now))
             del self._streams[MAX_STREAMS:]
             return 0, 0
         if stream is not self._streams[0]:
@@ -261,10 +269,12 @@ class CachedSource:
             self._streams.insert(0, stream)
         if last < stream.position:
             return 0, 0
-        stream.consumed += last + 1 - stream.position
+        stream.used = now
+        stream.consumed += last + 1 - max(first, stream.position)
         stream.position = last + 1
         stream.asked_to = max(stream.asked_to, stream.position)
-        ahead = min(EAGERNESS * stream.consumed, FURTHEST)
+        active = sum(one.consumed > RANDOM and now - one.used < ACTIVE_FOR for one in self._streams)
+        ahead = min(EAGERNESS * stream.consumed, FURTHEST // max(1, active))
         target = stream.position + ahead
         if ahead >= LARGEST:
             target -= target % LARGEST
