@@ -19,17 +19,20 @@ class Reader:
 
     A thread hop costs about as much as a whole FUSE round trip, so it is made only for reads that may wait. Threads
     are not abandoned when a request is cancelled: unmounting waits for the reads that are under way.
+
+    `decode_ahead` is for sources that do not make a reader wait long. The decoders' pool has one thread for each core;
+    fetches that hang would take them all, and with them every other stream of the mount.
     """
 
-    def __init__(self, limit: int = 32) -> None:
+    def __init__(self, limit: int = 32, *, decode_ahead: bool = True) -> None:
         self._limiter = trio.CapacityLimiter(limit)
         self._slow = trio.CapacityLimiter(2)
         self._ready: dict[int, Callable[[int, int], Buffer | None]] = {}
-        self._readahead = Readahead(ENGINE.submit)
+        self._readahead = Readahead(ENGINE.submit) if decode_ahead else None
 
     async def read_at(self, source: ByteSource, offset: int, length: int) -> Buffer:
         """Return exactly `length` bytes; raises what the source raises."""
-        ahead = self._readahead.next(source, offset, length)
+        ahead = self._readahead.next(source, offset, length) if self._readahead is not None else None
         if ahead is not None:
             return ahead.result() if ahead.done() else await _result(ahead)
         ready = self._ready.get(id(source))
@@ -43,7 +46,8 @@ class Reader:
 
     def close(self) -> None:
         """Wait for what is being read ahead; afterwards the sources may be closed."""
-        self._readahead.close()
+        if self._readahead is not None:
+            self._readahead.close()
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run something that takes a while and is no read, apart from the reads."""

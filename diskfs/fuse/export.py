@@ -88,9 +88,11 @@ class ExportedFile:
         return self._layout.file(self._name)
 
 
-def export_folder(disks: dict[str, DiskImage]) -> Directory:
-    """Return the folder for disks by their names; a disk that is too large for a format lacks that file."""
-    sizing = Sizing()
+def export_folder(disks: dict[str, DiskImage], sizing: Sizing | None) -> Directory:
+    """Return the folder for disks by their names; a disk that is too large for a format lacks that file.
+
+    Without `sizing` the files count as wholly allocated.
+    """
     files: list[File] = []
     for disk_name, disk in disks.items():
         for format_name, variant, patterns in _EXPORTS:
@@ -102,5 +104,6 @@ def export_folder(disks: dict[str, DiskImage]) -> Directory:
     return Directory("export", tuple(files))
 
 
-def _file(content: ExportedFile, sizing: Sizing) -> File:
-    return File(content.name, content, lambda: sizing.allocated(content), deferred=True)
+def _file(content: ExportedFile, sizing: Sizing | None) -> File:
+    allocated = None if sizing is None else lambda: sizing.allocated(content)
+    return File(content.name, content, allocated, deferred=True)

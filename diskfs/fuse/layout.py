@@ -27,31 +27,31 @@ MAX_NAME = 240
 def build_tree(opened: OpenedSource) -> Tree:
     """Return the tree of a source: its disks, their partitions and descriptions, `source/` and `export/`."""
     entries: list[Entry] = []
-    sizing = Sizing()
+    # How much of a disk is allocated is in tables all over the image: too dear to be read from afar for an `ls`.
+    sizing = None if is_url(opened.location) else Sizing()
     looks = FilesystemLooks()
     for disk in opened.disks:
         entries.extend(_disk_entries(opened, disk, sizing, looks))
     entries.append(Directory("source", _folders(opened.members)))
-    entries.append(
-        export_folder({f"disk{disk.index}": disk.opened for disk in opened.disks if disk.opened is not None})
-    )
+    disks = {f"disk{disk.index}": disk.opened for disk in opened.disks if disk.opened is not None}
+    entries.append(export_folder(disks, sizing))
     return Tree.build(entries)
 
 
-def _disk_entries(opened: OpenedSource, disk: OpenedDisk, sizing: Sizing, looks: FilesystemLooks) -> Iterable[Entry]:
+def _disk_entries(
+    opened: OpenedSource, disk: OpenedDisk, sizing: Sizing | None, looks: FilesystemLooks
+) -> Iterable[Entry]:
     name = f"disk{disk.index}"
     description: dict[str, Any] = {"source": opened.name, "container": opened.container, **describe_disk(disk, looks)}
     # What opening has cost so far; the mount's status has what reading costs.
     description.update(STATISTICS.shown())
     text = json.dumps(description, indent=2, ensure_ascii=True) + "\n"
-    # How much of a disk is allocated is in tables all over the image: too dear to be read from afar for an `ls`.
-    measure = None if is_url(opened.location) else sizing
     if disk.opened is not None:
-        yield _file(f"{name}.raw", disk.opened, measure)
+        yield _file(f"{name}.raw", disk.opened, sizing)
         table, _ = disk.partitions
         if table is not None:
             for partition, part in partition_slices(disk.opened, table, name):
-                yield _file(f"{name}p{partition.number}.raw", part, measure)
+                yield _file(f"{name}p{partition.number}.raw", part, sizing)
     yield File(f"{name}.json", MemorySource(text.encode(), f"{name}.json"))
 
 

@@ -77,7 +77,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
         tree = build_tree(opened)
         is_remote = is_url(opened.location)
         # Reads that hang must leave room for others: in threads, in the kernel and among the session's workers.
-        reader = Reader(MAX_WAITING) if is_remote else Reader()
+        reader = Reader(MAX_WAITING, decode_ahead=False) if is_remote else Reader()
         operations = DiskfsOperations(
             tree, reader, status=opened.status, about={"source": opened.name, "mountpoint": str(mountpoint)}
         )

@@ -15,6 +15,7 @@ import pytest
 from diskfs.disks.opening import open_source
 from diskfs.fuse.export import ExportedFile, Layout, export_folder
 from diskfs.fuse.layout import build_tree
+from diskfs.fuse.sizing import Sizing
 from diskfs.fuse.tree import Directory, File
 from diskfs_formats.extents import Extent, ExtentKind
 from diskfs_formats.raw import RawImage
@@ -212,7 +213,7 @@ def files_in(folder: Directory) -> list[File]:
 
 def test_nothing_is_looked_at_before_somebody_asks() -> None:
     disk = Counted(8 * GIB)
-    folder = export_folder({"disk0": disk})
+    folder = export_folder({"disk0": disk}, Sizing())
     files = {file.name: file for file in files_in(folder)}
     assert sorted(files) == NAMES
     assert disk.asked == 0
@@ -251,7 +252,7 @@ def test_two_who_ask_at_once_get_one_layout() -> None:
     ],
 )
 def test_a_disk_that_is_too_large_for_a_format_lacks_that_file(size: int, missing: set[str]) -> None:
-    folder = export_folder({"disk0": Counted(size)})
+    folder = export_folder({"disk0": Counted(size)}, Sizing())
     assert {file.name for file in files_in(folder)} == set(NAMES) - missing
     for file in files_in(folder):
         if file.name != "disk0-dynamic.vhd":
@@ -259,7 +260,7 @@ def test_a_disk_that_is_too_large_for_a_format_lacks_that_file(size: int, missin
 
 
 def test_every_disk_has_its_own_files(tmp_path: Path) -> None:
-    folder = export_folder({"disk0": Counted(MIB), "disk3": Counted(MIB)})
+    folder = export_folder({"disk0": Counted(MIB), "disk3": Counted(MIB)}, Sizing())
     names = {file.name for file in files_in(folder)}
     assert names == {*NAMES, *(name.replace("disk0", "disk3") for name in NAMES)}
 
