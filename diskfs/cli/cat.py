@@ -1,7 +1,6 @@
 """`diskfs cat`."""
 
 import argparse
-import os
 import signal
 import sys
 
@@ -23,19 +22,20 @@ def run(options: argparse.Namespace) -> int:
     if sys.stdout.isatty():
         print_error("standard output is a terminal; redirect it to a file or a pipe")
         return exit_codes.USAGE
+    from diskfs.allocator import keep_freed_buffers
     from diskfs.cli.selection import open_from, select
-    from diskfs.disks.streaming import read_ahead
-    from diskfs_formats.source import require_range
+    from diskfs.convert.copy import copy_disk
+    from diskfs.disks.partitions import DiskSlice
+    from diskfs.sinks.pipe import PipeSink
+    from diskfs_formats.writer import no_progress
+
+    keep_freed_buffers()
 
     # A reader that has seen enough ends this command as it ends cat(1): silently, by SIGPIPE.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     with open_from(options) as opened:
         image = select(opened, options.disk, options.partition)
-        length = image.size - options.offset if options.length is None else options.length
-        require_range(image, options.offset, length)
-        output = sys.stdout.fileno()
-        for piece in read_ahead(image, options.offset, length):
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(output, view) :]
+        length = max(image.size - options.offset, 0) if options.length is None else options.length
+        part = DiskSlice(image, options.offset, length, image.name)
+        copy_disk(part, PipeSink(sys.stdout.fileno(), "standard output"), no_progress)
     return exit_codes.DONE

@@ -49,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Say whether two disks have the same content and, if not, where they begin to differ."""
+    from diskfs.allocator import keep_freed_buffers
     from diskfs_formats.errors import DiskfsError
 
+    keep_freed_buffers()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         return _run(options)

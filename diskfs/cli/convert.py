@@ -55,12 +55,14 @@ def run(options: argparse.Namespace) -> int:
     if problem:
         print_error(problem)
         return exit_codes.USAGE
+    from diskfs.allocator import keep_freed_buffers
     from diskfs.cli.progress import ProgressBars
     from diskfs.cli.selection import open_from, select
     from diskfs.convert.job import Job, convert_disk
     from diskfs.sinks.opening import STANDARD_OUTPUT
     from diskfs_formats.writer import WriteOptions
 
+    keep_freed_buffers()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     to_output = options.target == STANDARD_OUTPUT
