@@ -1,0 +1,144 @@
+"""The facts about an image, each gathered once, when a rule asks for it first.
+
+A fact that cannot be gathered raises the same DiskfsError every time it is asked for, so that the rules that need it
+become `unknown` and the others go on. Not for several threads.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+from diskfs.disks.opening import OpenedDisk, OpenedSource
+from diskfs.preflight.request import Request
+from diskfs_formats.errors import DiskfsError, UnsupportedFeature
+from diskfs_formats.partitions import PartitionTable
+
+if TYPE_CHECKING:
+    from diskfs.guest.volumes import Volumes
+    from diskfs.preflight.boot import BootFacts
+    from diskfs.preflight.linux import LinuxFacts
+    from diskfs.preflight.windows import WindowsFacts
+
+T = TypeVar("T")
+
+
+class fact(Generic[T]):  # noqa: N801 - used as functools.cached_property is
+    """A property that is computed once; an error of ours is kept too, and raised again."""
+
+    def __init__(self, gather: "Callable[[Facts], T]") -> None:
+        self._gather = gather
+        self.__doc__ = gather.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"fact {name}"
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "fact[T]": ...
+    @overload
+    def __get__(self, instance: "Facts", owner: type) -> T: ...
+    def __get__(self, instance: "Facts | None", owner: type) -> "T | fact[T]":
+        if instance is None:
+            return self
+        known: dict[str, Any] = instance.__dict__
+        if self._key not in known:
+            try:
+                known[self._key] = self._gather(instance)
+            except DiskfsError as error:
+                known[self._key] = _Failure(error)
+        value = known[self._key]
+        if isinstance(value, _Failure):
+            raise value.error
+        result: T = value
+        return result
+
+
+class _Failure:
+    def __init__(self, error: DiskfsError) -> None:
+        self.error = error
+
+
+class Facts:
+    """What is known about a source, for one request. `opening_error` is why it could not be opened, if so."""
+
+    def __init__(self, request: Request, opened: OpenedSource | None, opening_error: DiskfsError | None = None) -> None:
+        self.request = request
+        self._opened = opened
+        self.opening_error = opening_error
+
+    def close(self) -> None:
+        """End the reading of file systems, and close the source; nothing may be gathered any more."""
+        found = self.__dict__.get("fact volumes")
+        if found is not None and not isinstance(found, _Failure):
+            found.close()
+        if self._opened is not None:
+            self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def source(self) -> OpenedSource:
+        """The opened source; raises the DiskfsError for which it could not be opened."""
+        if self._opened is None:
+            raise self.opening_error or UnsupportedFeature("the source is not open")
+        return self._opened
+
+    @property
+    def disks(self) -> Sequence[OpenedDisk]:
+        """The disks in the order the service gets them; `partition_table` of each is read once."""
+        return self.source.disks
+
+    @fact
+    def partition_tables(self) -> Sequence[tuple[OpenedDisk, PartitionTable | None]]:
+        """Each disk with its partition table; raises for a disk that cannot be opened."""
+        return tuple((disk, disk.partition_table) for disk in self.disks)
+
+    @fact
+    def volumes(self) -> "Volumes":
+        """Every partition, logical volume or whole disk that may hold a file system, readable as files."""
+        from diskfs.guest.volumes import volumes  # noqa: PLC0415 - the readers of file systems are slow to load
+
+        return volumes(self.source)
+
+    @fact
+    def linux(self) -> "LinuxFacts | None":
+        """What the Linux system on the disks is like; None if there is none."""
+        facts: LinuxFacts | None = _gather("linux", self)
+        return facts
+
+    @fact
+    def windows(self) -> "WindowsFacts | None":
+        """What the Windows system on the disks is like; None if there is none."""
+        facts: WindowsFacts | None = _gather("windows", self)
+        return facts
+
+    @fact
+    def boot(self) -> "BootFacts":
+        """What firmware would find: MBR, GPT, EFI system partition, loaders."""
+        facts: BootFacts = _gather("boot", self)
+        return facts
+
+    @functools.cached_property
+    def guests(self) -> frozenset[str]:
+        """`linux`, `windows`, both or neither. Raises nothing: see `guest_error`."""
+        found = set()
+        self.guest_error: DiskfsError | None = None
+        for name in ("linux", "windows"):
+            try:
+                if getattr(self, name) is not None:
+                    found.add(name)
+            except DiskfsError as error:
+                self.guest_error = error
+        return frozenset(found)
+
+
+def _gather(name: str, facts: Facts) -> Any:
+    module = f"diskfs.preflight.{name}"
+    if find_spec(module) is None:
+        raise UnsupportedFeature(f"what is to be known about {name} is not looked at yet")
+    return import_module(module).gather(facts)
