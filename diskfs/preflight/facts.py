@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from diskfs.disks.opening import OpenedDisk, OpenedSource
 from diskfs.preflight.request import Request
+from diskfs.sources.locations import file_name, shown
 from diskfs_formats.errors import DiskfsError, UnsupportedFeature
 from diskfs_formats.partitions import PartitionTable
+from diskfs_formats.source import ByteSource
+from diskfs_formats.text import printable
 
 if TYPE_CHECKING:
     from diskfs.guest.volumes import Volumes
     from diskfs.preflight.boot import BootFacts
+    from diskfs.preflight.container import DiskFile
     from diskfs.preflight.linux import LinuxFacts
     from diskfs.preflight.windows import WindowsFacts
 
@@ -60,12 +64,28 @@ class _Failure:
 
 
 class Facts:
-    """What is known about a source, for one request. `opening_error` is why it could not be opened, if so."""
+    """What is known about a source, for one request. Close it when done; `diskfs.preflight.opening` makes it.
 
-    def __init__(self, request: Request, opened: OpenedSource | None, opening_error: DiskfsError | None = None) -> None:
+    `opening_error` is why the source could not be opened, if so; `stored` is then its file as it is.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        location: str,
+        opened: OpenedSource | None,
+        *,
+        opening_error: DiskfsError | None = None,
+        stored: ByteSource | None = None,
+        deep: bool = False,
+    ) -> None:
         self.request = request
-        self._opened = opened
+        self.location = shown(location)
         self.opening_error = opening_error
+        self.deep = deep
+        """Whether a rule may read all of the image."""
+        self._opened = opened
+        self._stored = stored
 
     def close(self) -> None:
         """End the reading of file systems, and close the source; nothing may be gathered any more."""
@@ -74,6 +94,8 @@ class Facts:
             found.close()
         if self._opened is not None:
             self._opened.close()
+        if self._stored is not None:
+            self._stored.close()
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +114,23 @@ class Facts:
     def disks(self) -> Sequence[OpenedDisk]:
         """The disks in the order the service gets them; `partition_table` of each is read once."""
         return self.source.disks
+
+    @functools.cached_property
+    def files(self) -> "Sequence[DiskFile]":
+        """The file of each disk as the service would get it; what a disk's own bytes say needs no opened disk."""
+        from diskfs.preflight.container import DiskFile  # noqa: PLC0415 - loads the formats
+
+        if self._opened is None:
+            return (DiskFile(0, file_name(self.location), self._stored, None, self.opening_error),)
+        return tuple(
+            DiskFile(disk.index, printable(disk.file_name), disk.stored, disk, disk.error)
+            for disk in self._opened.disks
+        )
+
+    @property
+    def container(self) -> str | None:
+        """`ova`, `ovf`, or None for a single image."""
+        return self._opened.container if self._opened is not None else None
 
     @fact
     def partition_tables(self) -> Sequence[tuple[OpenedDisk, PartitionTable | None]]:

@@ -36,6 +36,8 @@ class LinuxRow:
     """Those that the row is for, 0 for none; None where the system has no service packs."""
     groups: tuple[KernelGroup, ...]
     kernels_excluded: tuple[str, ...] = ()
+    later: bool = False
+    """Only an edition of the guide after July 2025 lists it."""
 
     def covers(self, version: str, service_pack: int | None = None) -> bool:
         """Tell whether the row is about this version."""
@@ -189,6 +191,7 @@ def _row(entry: Mapping[str, Any]) -> LinuxRow:
         groups=tuple(KernelGroup(one["type"], tuple(one["kernels"]), one.get("suffix", "")) for one in groups)
         or (KernelGroup("", tuple(entry["kernels"])),),
         kernels_excluded=tuple(entry.get("kernels_excluded", ())),
+        later=entry.get("later", False),
     )
 
 

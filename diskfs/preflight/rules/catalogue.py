@@ -42,8 +42,10 @@ class Rule:
     statement: str
     message: str | None
     remedy: str
-    decision: str
-    """How an ambiguity of the guide is decided here; empty if there is none."""
+    decisions: tuple[str, ...]
+    """How ambiguities of the guide are decided here."""
+    partial: bool
+    """What the image shows is a hint, or decides some cases only."""
 
     @property
     def group(self) -> str:
@@ -84,7 +86,8 @@ def rules() -> Mapping[str, Rule]:
             statement=entry["statement"],
             message=entry.get("message"),
             remedy=entry.get("remedy", ""),
-            decision=entry.get("decision", ""),
+            decisions=tuple(entry.get("decisions", ())),
+            partial=entry.get("partial", False),
         )
     return MappingProxyType(found)
 
