@@ -23,6 +23,8 @@ COMMANDS = {
     "convert": "write an image in another format: a file, a pipe or a device, all of it or nothing",
     "compare": "tell whether two images have the same content; exit code 1 if not",
     "verify": "check the structure, every compressed grain, and the manifest",
+    "preflight": "tell whether AWS VM Import takes an image, rule by rule, and what to do if not",
+    "explain": "explain an error message of AWS VM Import/Export, or one of its rules",
 }
 
 

@@ -83,11 +83,12 @@ def hide_from_process_list(url: str) -> None:
         return
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
+def add_source(parser: argparse.ArgumentParser, *, is_optional: bool = False) -> None:
     """Add SOURCE and --format."""
     parser.add_argument(
         "source",
         metavar="SOURCE",
+        nargs="?" if is_optional else None,
         type=location,
         help="an image, an .ova, or an .ovf beside its files: a path, s3://BUCKET/KEY, an http(s):// URL, or @FILE "
         "with the URL in FILE",

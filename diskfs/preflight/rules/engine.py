@@ -15,7 +15,7 @@ MAX_OUTCOMES = 64
 
 _WORST_FIRST = (Status.FAIL, Status.UNKNOWN, Status.NOT_CHECKED, Status.PASS, Status.NOT_APPLICABLE)
 _BY_WEIGHT = (Severity.ERROR, Severity.WARNING, Severity.INFO)
-_WHY_NOT = {
+WHY_NOT = {
     Mode.NEEDS_API: "only AWS's API can tell",
     Mode.NEEDS_REQUEST: "it depends on the request",
     Mode.ADVICE: "nothing to check: advice for a person",
@@ -66,7 +66,7 @@ def _result(rule: Rule, facts: Facts) -> Result:
 def _outcomes(rule: Rule, facts: Facts) -> Iterator[Outcome]:
     check = checks().get(rule.id)
     if check is None:
-        yield not_checked(_WHY_NOT[rule.mode])
+        yield not_checked(WHY_NOT[rule.mode])
         return
     if rule.guest != "any" and not check.any_guest and rule.guest not in facts.guests:
         if facts.guests or facts.guest_error is None:
