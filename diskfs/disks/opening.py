@@ -102,6 +102,11 @@ class OpenedSource:
         return self._source.status
 
     @property
+    def stored(self) -> LocatedSource:
+        """The file itself."""
+        return self._source
+
+    @property
     def members(self) -> Sequence[tuple[str, ByteSource]]:
         """The files as they are: an appliance's members, or the image itself."""
         return self.appliance.members if self.appliance else [(self.name, self._source)]

@@ -16,7 +16,7 @@ from diskfs.errors import SourceError
 from diskfs.sources.cache import CachedSource
 from diskfs.sources.file import FileSource, open_file
 from diskfs.sources.locations import RemoteOptions
-from diskfs.sources.remote import IDLE_TIMEOUT, Probed, RemoteObject, Transport, probe
+from diskfs.sources.remote import IDLE_TIMEOUT, Probed, RemoteObject, Transport, Version, probe
 from diskfs.sources.retrying import Transient
 from diskfs.sources.statistics import STATISTICS
 from diskfs.sources.stored_cache import StoredCache
@@ -49,6 +49,11 @@ class RemoteSource:
     def key(self) -> str:
         """What tells this version of this object from any other."""
         return self._name if isinstance(self._content, FileSource) else self._content.remote.key
+
+    @property
+    def version(self) -> Version | None:
+        """What the server says of the version; None for an object that was copied whole."""
+        return None if isinstance(self._content, FileSource) else self._content.remote.version
 
     @property
     def status(self) -> os.stat_result:

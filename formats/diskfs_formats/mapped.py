@@ -43,6 +43,11 @@ class MappedImage(ABC):
         return self._info
 
     @property
+    def sources(self) -> tuple[ByteSource, ...]:
+        """The files of this layer, as far as they are open."""
+        return self._sources
+
+    @property
     def parent(self) -> DiskImage | None:
         """The disk below this one in a chain."""
         return self._parent

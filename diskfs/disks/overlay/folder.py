@@ -1,0 +1,375 @@
+"""The folder of an overlay: one description, and for each disk of the source a data file and an index.
+
+`overlay.json` is what makes a folder an overlay: it appears by renaming once all else is there and synced. Whoever has
+`lock` locked is the one writer; the lock goes with its process, however that ends.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from diskfs.disks.opening import OpenedSource
+from diskfs.disks.overlay.block_map import BlockMap
+from diskfs.disks.overlay.data_file import SEGMENT_SIZE, DataFile, segment_sizes
+from diskfs.disks.overlay.description import (
+    MAX_SIZE,
+    OverlayDescription,
+    SourceOptions,
+    parse_description,
+    stored_location,
+)
+from diskfs.disks.overlay.disk import NO_ROOM, OverlayDisk
+from diskfs.disks.overlay.identity import DiskIdentity, SourceIdentity
+from diskfs.disks.overlay.layout import BLOCK_SIZE, HEADER_SIZE, IndexHeader, parse_header
+from diskfs.disks.overlay.storage import LocalStorage, Storage, StoredFile
+from diskfs.errors import (
+    DamagedOverlay,
+    NotAnOverlay,
+    OtherSource,
+    OutOfSpace,
+    OverlayError,
+    OverlayInUse,
+    OverlayWriteError,
+)
+from diskfs_formats.errors import DiskfsError
+from diskfs_formats.findings import Finding
+from diskfs_formats.text import printable
+
+DESCRIPTION = "overlay.json"
+NEW_DESCRIPTION = "overlay.json.new"
+LOCK = "lock"
+_OURS = re.compile(r"lock|overlay\.json(\.new)?|disk\d+\.index|disk\d+\.data(\.\d+)?")
+_HOLDER_SIZE = 512
+
+
+class OverlayFolder:
+    """An open overlay, locked until it is closed. Its disks may be shared between threads."""
+
+    def __init__(
+        self, storage: Storage, name: str, lock: StoredFile, description: OverlayDescription, source: OpenedSource
+    ) -> None:
+        """Take over a locked folder; use `open`."""
+        self._storage = storage
+        self._name = name
+        self._lock = lock
+        self._source = source
+        self._disks: dict[int, OverlayDisk] = {}
+        self.description = description
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        source: OpenedSource,
+        *,
+        create: bool = True,
+        options: SourceOptions | None = None,
+        block_size: int = BLOCK_SIZE,
+        storage: Storage | None = None,
+    ) -> Self:
+        """Open the overlay of `source` in `folder`, or make one where none is, which `create` permits.
+
+        `options` is what is stored of how the source was opened; it and `block_size` matter for a new overlay alone.
+        The source must stay open, and stays so when this is closed. Raises OverlayInUse, OtherSource, NotAnOverlay,
+        NewerOverlay, DamagedOverlay, OverlayWriteError, or OutOfSpace.
+        """
+        name = printable(str(folder))
+        storage = storage or LocalStorage(folder)
+        identity = SourceIdentity.of(source)
+        with ExitStack() as undo, _reported(name):
+            if create:
+                storage.make_folder()
+            names = _names(storage, name)
+            if DESCRIPTION not in names:
+                if not create:
+                    raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
+                _require_unfinished(storage, names, name)
+            lock = _locked(storage, name)
+            undo.callback(lock.close)
+            if DESCRIPTION in storage.names():
+                description = _read_description(storage, name)
+                _require_same(description, identity, name, source)
+            else:
+                location = stored_location(source.location)
+                options = options or SourceOptions()
+                description = OverlayDescription(uuid.uuid4(), location, identity, options, block_size)
+                _create(storage, description)
+            opened = cls(storage, name, lock, description, source)
+            undo.callback(opened.close)
+            for disk in identity.disks:
+                opened._open_disk(disk)
+            undo.pop_all()
+            return opened
+
+    @classmethod
+    def inspect(cls, folder: Path, *, storage: Storage | None = None) -> OverlayDescription:
+        """Return what the folder says of itself; needs neither the source nor the lock, and changes nothing."""
+        name = printable(str(folder))
+        storage = storage or LocalStorage(folder)
+        with _reported(name):
+            if DESCRIPTION not in _names(storage, name):
+                raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
+            return _read_description(storage, name)
+
+    @staticmethod
+    def check(folder: Path, *, storage: Storage | None = None) -> Iterator[Finding]:
+        """Examine every structure of an overlay that nobody has open, and change nothing; raises as `inspect` does.
+
+        Raises OverlayInUse as well. Damage is yielded, and ends nothing.
+        """
+        from diskfs.disks.overlay.check import check_folder  # noqa: PLC0415 - for one command alone
+
+        return check_folder(storage or LocalStorage(folder), printable(str(folder)))
+
+    @staticmethod
+    def remove(folder: Path, *, storage: Storage | None = None) -> None:
+        """Remove an overlay that nobody has open, and the folder if nothing else is in it; raises as `inspect` does.
+
+        The description goes first, so that an interruption leaves an unfinished overlay and never a damaged one.
+        """
+        name = printable(str(folder))
+        storage = storage or LocalStorage(folder)
+        with _reported(name):
+            names = _names(storage, name)
+            if DESCRIPTION not in names and _left_over(names) != names:
+                raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
+            lock = _locked(storage, name)
+            try:
+                names = storage.names()
+                if DESCRIPTION in names:
+                    storage.unlink(DESCRIPTION)
+                    storage.sync()
+                for file in _left_over(names):
+                    if file not in (DESCRIPTION, LOCK):
+                        storage.unlink(file)
+                storage.unlink(LOCK)
+                storage.sync()
+                if not storage.names():
+                    storage.remove_folder()
+            finally:
+                lock.close()
+
+    @property
+    def name(self) -> str:
+        """The folder, for messages."""
+        return self._name
+
+    def disk(self, index: int) -> OverlayDisk:
+        """Return one disk; raises what opening it in the source has raised, or OtherSource for one added since."""
+        disk = self._disks.get(index)
+        if disk is None:
+            _ = self._source.disk(index).image
+            raise OtherSource(f"{self._name}: the overlay has no disk {index}")
+        return disk
+
+    def flush(self) -> None:
+        """Flush every disk."""
+        for disk in self._disks.values():
+            disk.flush()
+
+    def _open_disk(self, identity: DiskIdentity) -> None:
+        block_size = self.description.block_size
+        header = IndexHeader(self.description.id, identity.index, block_size, identity.virtual_size)
+        with ExitStack() as undo:
+            index, files = open_files(self._storage, header, self._name)
+            undo.callback(index.close)
+            for file in files:
+                undo.callback(file.close)
+            for file in (*files, index):
+                # A killed process has left what it wrote in the page cache; a failed sync has left there what the disk
+                # has not. So all that is read from now on is on the disk, and a flush has only what is new to sync.
+                file.sync()
+                file.forget_clean_pages()
+            name = f"{self._name}/{data_name(identity.index, 0)}"
+            block_map = BlockMap(index, header, f"{self._name}/{index_name(identity.index)}")
+            block_map.require_sound()
+            data = DataFile(files, name, identity.virtual_size)
+            self._disks[identity.index] = OverlayDisk(
+                self._source.disk(identity.index).image, data, block_map, block_size
+            )
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Release the files and the lock, without a flush: what was written since then may not survive a power loss."""
+        for disk in self._disks.values():
+            disk.close()
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def index_name(disk: int) -> str:
+    """Return the name of a disk's index file."""
+    return f"disk{disk}.index"
+
+
+def data_name(disk: int, segment: int) -> str:
+    """Return the name of a file of a disk's data."""
+    return f"disk{disk}.data" + (f".{segment}" if segment else "")
+
+
+def open_files(
+    storage: Storage, header: IndexHeader, name: str, *, write: bool = True
+) -> tuple[StoredFile, list[StoredFile]]:
+    """Open the index and the data files of a disk; raises DamagedOverlay for one that is missing, cut or foreign."""
+    with ExitStack() as undo:
+        index = _opened(storage, index_name(header.disk), name, header.file_size, write=write)
+        undo.callback(index.close)
+        place = f"{name}/{index_name(header.disk)}"
+        found = parse_header(index.read_at(0, HEADER_SIZE), place)
+        if found != header:
+            raise DamagedOverlay(
+                f"{place}: it is the index of disk {found.disk} of {found.virtual_size} bytes in blocks of "
+                f"{found.block_size} of overlay {found.overlay_id}, expected disk {header.disk} of "
+                f"{header.virtual_size} bytes in blocks of {header.block_size} of overlay {header.overlay_id}"
+            )
+        files = []
+        for number, size in enumerate(segment_sizes(header.virtual_size, SEGMENT_SIZE)):
+            file = _opened(storage, data_name(header.disk, number), name, size, write=write)
+            undo.callback(file.close)
+            files.append(file)
+        undo.pop_all()
+        return index, files
+
+
+def _opened(storage: Storage, file_name: str, name: str, size: int, *, write: bool) -> StoredFile:
+    try:
+        file = storage.open(file_name, write=write)
+    except FileNotFoundError as error:
+        raise DamagedOverlay(f"{name}/{file_name}: it is missing, and the overlay's description names it") from error
+    if (found := file.size()) != size:
+        file.close()
+        raise DamagedOverlay(f"{name}/{file_name}: it has {found} bytes, expected {size}: it was cut or replaced")
+    return file
+
+
+def _create(storage: Storage, description: OverlayDescription) -> None:
+    for file in _left_over(storage.names()):
+        if file != LOCK:
+            storage.unlink(file)
+    for disk in description.identity.disks:
+        header = IndexHeader(description.id, disk.index, description.block_size, disk.virtual_size)
+        for number, size in enumerate(segment_sizes(disk.virtual_size, SEGMENT_SIZE)):
+            _make(storage, data_name(disk.index, number), size)
+        _make(storage, index_name(disk.index), header.file_size, header.pack())
+    text = description.pack()
+    _make(storage, NEW_DESCRIPTION, len(text), text)
+    storage.sync()
+    storage.rename(NEW_DESCRIPTION, DESCRIPTION)
+    storage.sync()
+
+
+def _make(storage: Storage, name: str, size: int, content: bytes = b"") -> None:
+    file = storage.open(name, create=True)
+    try:
+        file.truncate(size)
+        if content:
+            file.write_at(0, content)
+        file.sync()
+    finally:
+        file.close()
+
+
+def _read_description(storage: Storage, name: str) -> OverlayDescription:
+    file = storage.open(DESCRIPTION, write=False)
+    try:
+        return parse_description(file.read_at(0, MAX_SIZE + 1), f"{name}/{DESCRIPTION}")
+    finally:
+        file.close()
+
+
+def _require_same(description: OverlayDescription, identity: SourceIdentity, name: str, source: OpenedSource) -> None:
+    difference = description.identity.difference(identity)
+    if difference:
+        raise OtherSource(
+            f"{name}: the overlay was made for {printable(description.location)}, and {printable(source.location)} is "
+            f"another source or was changed since: {difference}; use the source as it was, or another folder"
+        )
+
+
+def _names(storage: Storage, name: str) -> list[str]:
+    try:
+        return storage.names()
+    except FileNotFoundError as error:
+        raise NotAnOverlay(f"{name}: there is no such folder") from error
+    except NotADirectoryError as error:
+        raise NotAnOverlay(f"{name}: it is no folder") from error
+
+
+def _left_over(names: list[str]) -> list[str]:
+    return [name for name in names if _OURS.fullmatch(name)]
+
+
+def _require_unfinished(storage: Storage, names: list[str], name: str) -> None:
+    """Raise unless the folder is empty, or what an interrupted creation has left."""
+    foreign = [item for item in names if not _OURS.fullmatch(item)]
+    if foreign:
+        raise NotAnOverlay(
+            f"{name}: it holds {printable(min(foreign))!r} and is no overlay; name an empty folder or one that does "
+            "not exist yet"
+        )
+    for file_name in names:
+        if not file_name.endswith(".index"):
+            continue
+        file = storage.open(file_name, write=False)
+        try:
+            # A new index is its header alone, so whatever else is in it was put there by an overlay in use.
+            if any(True for _ in file.data_ranges(4096, file.size())):
+                raise DamagedOverlay(
+                    f"{name}: {DESCRIPTION} is missing, and {file_name} describes changes of a disk; put it back, or "
+                    "use another folder"
+                )
+        finally:
+            file.close()
+
+
+def _locked(storage: Storage, name: str) -> StoredFile:
+    while True:
+        lock = storage.open(LOCK, create=True)
+        try:
+            if not lock.lock():
+                raise OverlayInUse(
+                    f"{name}: the overlay is in use by {_holder(lock)}; unmount it there, or use another folder"
+                )
+            # Whoever removes an overlay holds the lock of a file that is then no longer there.
+            if storage.is_current(LOCK, lock):
+                text = f"process {os.getpid()} on {socket.gethostname()}\n".encode()[:_HOLDER_SIZE]
+                lock.write_at(0, text)
+                lock.truncate(len(text))
+                return lock
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+
+
+def _holder(lock: StoredFile) -> str:
+    text = lock.read_at(0, _HOLDER_SIZE).decode("ascii", "replace").strip()
+    return printable(text) or "another process"
+
+
+@contextlib.contextmanager
+def _reported(name: str) -> Iterator[None]:
+    """Turn what the system says into errors of the overlay."""
+    try:
+        yield
+    except DiskfsError:
+        raise
+    except FileExistsError as error:
+        raise NotAnOverlay(f"{name}: it is no folder") from error
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise OutOfSpace(f"{name}: {error.strerror}; free some room there") from error
+        if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
+            raise OverlayError(f"{name}: it cannot be used: {error.strerror}") from error
+        raise OverlayWriteError(f"{name}: using the overlay failed: {error.strerror or error}") from error

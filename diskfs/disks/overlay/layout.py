@@ -1,0 +1,129 @@
+"""The index file of a disk in an overlay: its header, and pages that say which blocks the overlay has.
+
+Specification: docs/OVERLAY.md. Little-endian. A page is one sector, so that it is written wholly or not at all, and
+rewritten in its place without a log: all that a page says is true of data that was synced before.
+"""
+
+import struct
+from dataclasses import dataclass
+from uuid import UUID
+
+from google_crc32c import extend
+
+from diskfs.errors import DamagedOverlay, NewerOverlay, NotAnOverlay
+
+VERSION = 1
+"""Of the whole layout; a reader refuses a higher one."""
+HEADER_MAGIC = b"dfsindex"
+HEADER = struct.Struct("<8sII16sIIQ")
+"""Magic, CRC-32C, version, overlay id, number of the disk, block size, virtual size; zeroes up to a sector."""
+HEADER_SIZE = 512
+PAGES_OFFSET = 4096
+"""Where page 0 begins; pages follow each other."""
+PAGE_MAGIC = b"dfpg"
+PAGE_SIZE = 512
+PAGE = struct.Struct("<4sIQ16s")
+"""Magic, CRC-32C, number of the page, overlay id; then the states, two bits each."""
+BLOCKS_PER_PAGE = (PAGE_SIZE - PAGE.size) * 4
+"""1920 blocks."""
+BLOCK_SIZE = 4096
+"""Bytes; docs/decisions/0017-overlay-store.md has the measurements."""
+BLOCK_SIZES = tuple(512 << shift for shift in range(8))
+"""What a header may state: 512 bytes to 64 KiB."""
+
+ABSENT, PRESENT, ZERO = 0, 1, 2
+"""A block that only the source has; one that the data file has; one that reads as zero. 3 is not used."""
+_ABSENT_PAGE = bytes(PAGE_SIZE)
+_NO_STATES = bytes(BLOCKS_PER_PAGE)
+_DIGITS = bytes.maketrans(b"\0\1\2\3", b"0123")
+_UNPACKED = tuple(bytes((byte & 3, byte >> 2 & 3, byte >> 4 & 3, byte >> 6)) for byte in range(256))
+_RESERVED_PAIRS = bytes(byte for byte in range(256) if 3 in _UNPACKED[byte])
+assert BLOCKS_PER_PAGE == 1920
+
+
+@dataclass(frozen=True, slots=True)
+class IndexHeader:
+    """What an index file says of itself. Sizes in bytes."""
+
+    overlay_id: UUID
+    disk: int
+    block_size: int
+    virtual_size: int
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the disk, the last of which may be cut short."""
+        return -(-self.virtual_size // self.block_size)
+
+    @property
+    def page_count(self) -> int:
+        """Pages of the index."""
+        return -(-self.block_count // BLOCKS_PER_PAGE)
+
+    @property
+    def file_size(self) -> int:
+        """The size of the whole index file."""
+        return PAGES_OFFSET + self.page_count * PAGE_SIZE
+
+    def pack(self) -> bytes:
+        """Return the sector that states this."""
+        rest = (VERSION, self.overlay_id.bytes, self.disk, self.block_size, self.virtual_size)
+        body = HEADER.pack(HEADER_MAGIC, 0, *rest).ljust(HEADER_SIZE, b"\0")
+        return HEADER.pack(HEADER_MAGIC, extend(0, body[12:]), *rest).ljust(HEADER_SIZE, b"\0")
+
+
+def parse_header(sector: bytes, name: str) -> IndexHeader:
+    """Return what the first sector of an index states; raises NotAnOverlay, NewerOverlay or DamagedOverlay."""
+    if len(sector) < HEADER_SIZE:
+        raise DamagedOverlay(f"{name}: header: {len(sector)} bytes are there, expected {HEADER_SIZE}")
+    magic, checksum, version, overlay_id, disk, block_size, virtual_size = HEADER.unpack_from(sector)
+    if magic != HEADER_MAGIC:
+        raise NotAnOverlay(f"{name}: it begins with {magic!r}, expected {HEADER_MAGIC!r}: it is no index of an overlay")
+    if version > VERSION:
+        raise NewerOverlay(f"{name}: it has version {version}, and this diskfs reads up to {VERSION}; use a later one")
+    computed = extend(0, sector[12:HEADER_SIZE])
+    if checksum != computed:
+        raise DamagedOverlay(f"{name}: header at 0x0: CRC-32C {checksum:#010x}, expected {computed:#010x}")
+    if version != VERSION or block_size not in BLOCK_SIZES or virtual_size >= 1 << 62:
+        raise DamagedOverlay(
+            f"{name}: header at 0x0: version {version}, blocks of {block_size} and a disk of {virtual_size} bytes "
+            "cannot be"
+        )
+    return IndexHeader(UUID(bytes=overlay_id), disk, block_size, virtual_size)
+
+
+def page_offset(number: int) -> int:
+    """Return where a page lies in the index file."""
+    return PAGES_OFFSET + number * PAGE_SIZE
+
+
+def pack_page(overlay_id: bytes, number: int, states: bytes | bytearray) -> bytes:
+    """Return the sector for the states of a page's blocks, one byte each."""
+    # Reading the states as the digits of a number to the base 4 packs them at the speed of C.
+    packed = int(states[::-1].translate(_DIGITS), 4).to_bytes(BLOCKS_PER_PAGE // 4, "little")
+    checksum = extend(extend(0, number.to_bytes(8, "little") + overlay_id), packed)
+    return PAGE.pack(PAGE_MAGIC, checksum, number, overlay_id) + packed
+
+
+def parse_page(sector: bytes, overlay_id: bytes, number: int, name: str) -> bytes:
+    """Return the states of a page's blocks, one byte each; a page that was never written has none.
+
+    Raises DamagedOverlay, which names the page.
+    """
+    if sector == _ABSENT_PAGE:
+        return _NO_STATES
+    where = f"{name}: page {number} at {page_offset(number):#x}"
+    if len(sector) != PAGE_SIZE:
+        raise DamagedOverlay(f"{where}: {len(sector)} bytes are there, expected {PAGE_SIZE}")
+    magic, checksum, stated, owner = PAGE.unpack_from(sector)
+    if magic != PAGE_MAGIC:
+        raise DamagedOverlay(f"{where}: it begins with {magic!r}, expected {PAGE_MAGIC!r}")
+    computed = extend(0, sector[8:])
+    if checksum != computed:
+        raise DamagedOverlay(f"{where}: CRC-32C {checksum:#010x}, expected {computed:#010x}")
+    if stated != number or owner != overlay_id:
+        raise DamagedOverlay(f"{where}: it is page {stated} of overlay {UUID(bytes=owner)}: it does not belong here")
+    packed = sector[PAGE.size :]
+    if packed.translate(None, _RESERVED_PAIRS) != packed:
+        raise DamagedOverlay(f"{where}: a block has the state 3, which has no meaning")
+    return b"".join([_UNPACKED[byte] for byte in packed])
