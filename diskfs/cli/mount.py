@@ -21,6 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-other", action="store_true", help="let other users in, as far as the image's own permissions do"
     )
+    writing = parser.add_mutually_exclusive_group()
+    writing.add_argument(
+        "--overlay", type=Path, metavar="DIR", help="let the disks be written to; every change is kept in DIR, and "
+        "SOURCE stays as it is (DIR is made if it is not there, and used again if it is)",
+    )  # fmt: skip
+    writing.add_argument(
+        "--read-write", action="store_true", help="write to SOURCE itself: a local raw image or a block device, which "
+        "is locked against others meanwhile",
+    )  # fmt: skip
     parser.add_argument(
         "-o", dest="options", metavar="OPT[,OPT...]", action="append", default=[], help="options of mount(8)"
     )
@@ -34,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     mountpoint = prepare(options.mountpoint)
     if options.log_file is not None:
         options.log_file = options.log_file.absolute()
+    if options.overlay is not None:
+        options.overlay = options.overlay.absolute()
     if options.foreground:
         return _serve(options, mountpoint, lambda warnings: _warn(options, warnings))
     with claimed(mountpoint) as claim:
@@ -42,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace, mountpoint: Path, ready: Callable[[list[str]], None]) -> int:
+    from diskfs.fuse.changing import Changes
     from diskfs.fuse.mount import MountOptions, log_handler, serve, set_up_logging
 
     set_up_logging(log_handler(options.log_file, background=not options.foreground), verbose=options.verbose)
@@ -54,6 +66,7 @@ def _serve(options: argparse.Namespace, mountpoint: Path, ready: Callable[[list[
         allow_other,
         extra,
         remote_options(options),
+        Changes(options.overlay, options.read_write),
     )
     serve(options.source, mountpoint, mount_options, ready)
     return exit_codes.DONE
@@ -121,6 +134,9 @@ def _be_daemon(options: argparse.Namespace, mountpoint: Path, writing: int) -> N
 
 
 def _warn(options: argparse.Namespace, warnings: list[str]) -> None:
+    if options.read_write:
+        # Said also with --quiet: whoever meant --overlay must learn it before he writes.
+        print_error(f"{options.source}: the image itself is written to")
     if not options.quiet:
         for warning in warnings:
             print_error(f"not mounted: {warning}")

@@ -44,6 +44,8 @@ class OpenedDisk:
     related: RelatedFiles = field(default_factory=NoRelatedFiles)
     table_sector_size: int | None = None
     """What the partition table counts in, where the device tells; None to find out from the table."""
+    shown_instead: DiskImage | None = None
+    """The disk as it is in the source, where another is shown in its place."""
 
     @property
     def image(self) -> DiskImage:
@@ -52,6 +54,12 @@ class OpenedDisk:
             assert self.error is not None
             raise self.error
         return self.opened
+
+    def replace(self, image: DiskImage) -> None:
+        """Show `image` in the disk's place: the same disk with changes. Whoever opened it closes it, and first."""
+        self.shown_instead, self.opened = self.opened, image
+        self.__dict__.pop("partition_table", None)
+        self.__dict__.pop("partitions", None)
 
     @functools.cached_property
     def partition_table(self) -> "PartitionTable | None":
@@ -132,8 +140,9 @@ class OpenedSource:
     def close(self) -> None:
         """Close every disk and the file."""
         for disk in self.disks:
-            if disk.opened is not None:
-                disk.opened.close()
+            for image in (disk.opened, disk.shown_instead):
+                if image is not None:
+                    image.close()
         if self.appliance is not None:
             self.appliance.close()
         self._source.close()

@@ -11,6 +11,11 @@ from diskfs.fuse.readahead import Readahead
 from diskfs_formats.reading import ENGINE, ready_reader
 from diskfs_formats.source import Buffer, ByteSource
 
+MAX_WRITERS = 16
+"""Writes under way at once; the kernel sends one at a time for each file, but any number of discards."""
+MAX_FLUSHES = 8
+"""Disks of one mount that are flushed at once."""
+
 T = TypeVar("T")
 
 
@@ -27,6 +32,8 @@ class Reader:
     def __init__(self, limit: int = 32, *, decode_ahead: bool = True) -> None:
         self._limiter = trio.CapacityLimiter(limit)
         self._slow = trio.CapacityLimiter(2)
+        self._writing = trio.CapacityLimiter(MAX_WRITERS)
+        self._flushing = trio.CapacityLimiter(MAX_FLUSHES)
         self._ready: dict[int, Callable[[int, int], Buffer | None]] = {}
         self._readahead = Readahead(ENGINE.submit) if decode_ahead else None
 
@@ -43,6 +50,19 @@ class Reader:
         if data is not None:
             return data
         return await trio.to_thread.run_sync(source.read_at, offset, length, limiter=self._limiter)
+
+    async def write(self, work: Callable[[], None]) -> None:
+        """Run something that changes a disk."""
+        await trio.to_thread.run_sync(work, limiter=self._writing)
+
+    async def flush(self, work: Callable[[], None]) -> None:
+        """Run something that waits for a disk to have written everything, apart from reads and writes."""
+        await trio.to_thread.run_sync(work, limiter=self._flushing)
+
+    def forget(self, source: ByteSource, offset: int, length: int) -> None:
+        """Drop what was read ahead of a range that has been changed."""
+        if self._readahead is not None:
+            self._readahead.forget(source, offset, length)
 
     def close(self) -> None:
         """Wait for what is being read ahead; afterwards the sources may be closed."""

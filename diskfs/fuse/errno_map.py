@@ -2,12 +2,13 @@
 
 import errno
 
-from diskfs.errors import AccessDenied, SourceChanged, SourceNotFound
+from diskfs.errors import AccessDenied, OutOfSpace, SourceChanged, SourceNotFound
 
 _ERRNO_BY_ERROR: tuple[tuple[type[BaseException], int], ...] = (
     (SourceNotFound, errno.ENOENT),
     (AccessDenied, errno.EACCES),
     (SourceChanged, errno.ESTALE),
+    (OutOfSpace, errno.ENOSPC),
 )
 
 

@@ -19,9 +19,12 @@ from diskfs.allocator import keep_freed_buffers
 from diskfs.disks.opening import OpenedSource, open_source
 from diskfs.errors import MountError
 from diskfs.fuse.bridge import Reader
+from diskfs.fuse.changing import Changes, changeable
+from diskfs.fuse.fallocate import Fallocate
 from diskfs.fuse.layout import build_tree
 from diskfs.fuse.operations import DiskfsOperations
 from diskfs.fuse.session_gate import Session, fuse_descriptors
+from diskfs.fuse.writing import WritableOperations
 from diskfs.sources.locate import stop_fetching
 from diskfs.sources.locations import RemoteOptions, is_url
 from diskfs_formats.text import printable
@@ -56,31 +59,37 @@ class MountOptions:
     allow_other: bool = False
     extra: tuple[str, ...] = ()
     remote: RemoteOptions = field(default_factory=RemoteOptions)
+    changes: Changes = field(default_factory=Changes)
 
 
 def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callable[[list[str]], None]) -> None:
     """Open `location`, mount it, call `ready` with the warnings when the files are there, and serve until the end.
 
     Returns after a clean unmount, by a signal or from outside. Raises DiskfsError if it cannot start. If serving
-    fails, the mountpoint is left behind dead, so that nobody takes the folder beneath it for the disk.
+    fails, the mountpoint is left behind dead, so that nobody takes the folder beneath it for the disk. What was
+    written is durable when it returns.
     """
     keep_freed_buffers()
-    with open_source(
-        location,
-        format_name=options.format_name,
-        parents=options.parents,
-        allow_missing_parent=options.allow_missing_parent,
-        remote=options.remote,
-    ) as opened:
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(
+            open_source(
+                location,
+                format_name=options.format_name,
+                parents=options.parents,
+                allow_missing_parent=options.allow_missing_parent,
+                remote=options.remote,
+            )
+        )
         opened.require_a_disk()
+        written = stack.enter_context(changeable(opened, options.changes, mountpoint))
         warnings = [f"disk{disk.index}: {disk.error}" for disk in opened.disks if disk.error]
-        tree = build_tree(opened)
+        tree = build_tree(opened, written, in_place=options.changes.in_place)
         is_remote = is_url(opened.location)
         # Reads that hang must leave room for others: in threads, in the kernel and among the session's workers.
         reader = Reader(MAX_WAITING, decode_ahead=False) if is_remote else Reader()
-        operations = DiskfsOperations(
-            tree, reader, status=opened.status, about={"source": opened.name, "mountpoint": str(mountpoint)}
-        )
+        kind = WritableOperations if written else DiskfsOperations
+        about = {"source": opened.name, "mountpoint": str(mountpoint), "writable": bool(written)}
+        operations = kind(tree, reader, status=opened.status, about=about)
         # What is loaded stays, and what is garbage from now on goes soon, however a command started.
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
@@ -101,7 +110,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
             announced = True
 
         try:
-            serving = functools.partial(_serve, is_remote=is_remote)
+            serving = functools.partial(_serve, operations, is_remote=is_remote)
             trio.run(serving, mountpoint, fuse_descriptors() - before, announce)
             cleanly = True
         except BaseExceptionGroup as group:
@@ -115,10 +124,23 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
 
 
 async def _serve(
-    mountpoint: Path, descriptors: set[int], ready: Callable[[], None], *, is_remote: bool = False
+    operations: DiskfsOperations,
+    mountpoint: Path,
+    descriptors: set[int],
+    ready: Callable[[], None],
+    *,
+    is_remote: bool = False,
 ) -> None:
     session = Session(descriptors)
     async with trio.open_nursery() as nursery:
+        if isinstance(operations, WritableOperations):
+            handle = operations.fallocate
+            discards = Fallocate(
+                lambda inode, mode, offset, length, reply: nursery.start_soon(
+                    handle, inode, mode, offset, length, reply
+                )
+            )
+            discards.install_at_first_request()
         nursery.start_soon(_end_on_signal, session)
         nursery.start_soon(_announce, mountpoint, ready)
         if is_remote:
@@ -179,7 +201,8 @@ def _prepare_for_users(mountpoint: Path) -> None:
 def _fuse_options(opened: OpenedSource, options: MountOptions) -> set[str]:
     # /proc/mounts shows the name to every user: the file's own name, never where it lies.
     shown = printable(opened.name, 100).replace(",", "_").replace("\\", "_") or "diskfs"
-    chosen = {"default_permissions", "ro", "nosuid", "nodev", "noatime", f"fsname={shown}", "subtype=diskfs"}
+    access = "rw" if options.changes.is_any else "ro"
+    chosen = {"default_permissions", access, "nosuid", "nodev", "noatime", f"fsname={shown}", "subtype=diskfs"}
     if options.allow_other:
         chosen.add("allow_other")
     extra = {word for word in options.extra if word not in _FOR_MOUNT_ALONE and not word.startswith(_FOR_OTHERS)}
@@ -189,6 +212,8 @@ def _fuse_options(opened: OpenedSource, options: MountOptions) -> set[str]:
 
 
 def _opposite(option: str) -> str:
+    if option in ("ro", "rw"):
+        return "rw" if option == "ro" else "ro"
     return option.removeprefix("no") if option.startswith("no") else f"no{option}"
 
 

@@ -48,6 +48,10 @@ class Counters:
     last_error: str = ""
     started: float = field(default_factory=time.time)
 
+    def shown(self) -> dict[str, Any]:
+        """Return what a mount of this kind counts besides."""
+        return {}
+
 
 def guarded(handler: Handler) -> Handler:
     """Make a handler answer an errno whatever happens in it: an exception that escaped would end the mount."""
@@ -277,6 +281,7 @@ class DiskfsOperations(pyfuse3.Operations):
                 "bytes_read": counters.bytes_read,
                 "errors": counters.errors,
                 "last_error": counters.last_error,
+                **counters.shown(),
                 **STATISTICS.shown(),
             }
         ).encode()

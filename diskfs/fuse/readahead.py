@@ -81,6 +81,13 @@ class Readahead:
         self._keep((id(source), end), stream)
         return future
 
+    def forget(self, source: ByteSource, offset: int, length: int) -> None:
+        """Give up what was read ahead of a range, whose bytes have been changed by now."""
+        for stream in self._streams.values():
+            if stream.source is source:
+                for start in [start for start in stream.pieces if offset - stream.length < start < offset + length]:
+                    stream.pieces.pop(start).cancel()
+
     def _keep(self, key: tuple[int, int], stream: _Stream) -> None:
         other = self._streams.pop(key, None)
         if other is not None:

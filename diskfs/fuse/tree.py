@@ -3,9 +3,12 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from diskfs_formats.source import ByteSource
+
+if TYPE_CHECKING:
+    from diskfs.fuse.written import Window
 
 ROOT_INODE = 1
 
@@ -14,13 +17,15 @@ ROOT_INODE = 1
 class File:
     """A file whose bytes come from a source. `allocated` gives its allocated bytes, and may take a while.
 
-    Of a `deferred` file, finding out the size may take a while too, once; its bytes are those of other files.
+    Of a `deferred` file, finding out the size may take a while too, once; its bytes are those of other files. One with
+    a `window` can be written: it shows part of a disk that can be changed.
     """
 
     name: str
     content: ByteSource
     allocated: Callable[[], int] | None = None
     deferred: bool = False
+    window: "Window | None" = None
 
 
 @dataclass(frozen=True, slots=True)
