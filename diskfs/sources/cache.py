@@ -15,9 +15,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from diskfs.retrying import Deadline
 from diskfs.sources.fetching import FETCHERS, Fetchers
 from diskfs.sources.remote import PIECE, RemoteObject
-from diskfs.sources.retrying import Deadline
 from diskfs.sources.statistics import STATISTICS
 from diskfs_formats.source import Buffer, require_range
 

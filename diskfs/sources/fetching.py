@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from diskfs.clients import MAX_CONNECTIONS
 from diskfs.errors import SourceError
-from diskfs.sources.retrying import STOPPING
+from diskfs.retrying import STOPPING
 
 
 class Fetchers:

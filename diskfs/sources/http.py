@@ -4,11 +4,9 @@ Specification: RFC 9110 (ranges, conditional requests, redirects). The URL is op
 may be a signature, and appears in no message.
 """
 
-import email.utils
 import http.client
 import re
 import threading
-import time
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -17,9 +15,9 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from diskfs.clients import CONNECT_TIMEOUT, http_pool, resolve, user_agent
 from diskfs.errors import AccessDenied, SourceChanged, SourceError, SourceNotFound
+from diskfs.retrying import Transient, seconds_asked
 from diskfs.sources.locations import RemoteOptions, shown
 from diskfs.sources.remote import Version
-from diskfs.sources.retrying import Transient
 from diskfs_formats.errors import UnsafeReference
 from diskfs_formats.text import printable
 
@@ -205,19 +203,6 @@ def error_of(status: int, code: str, name: str, retry_after: float, *, is_open: 
         hint = "; a signed URL may have expired" if is_open else "; a signed URL must be whole and not expired"
         return AccessDenied(f"{name}: reading it is denied (the server answered {shown_code}){hint}")
     return SourceError(f"{name}: the server answered {shown_code}")
-
-
-def seconds_asked(text: str | None) -> float:
-    """Return the seconds of a Retry-After header, 0 if it has none that can be read."""
-    if not text:
-        return 0.0
-    if text.strip().isdigit():
-        return float(text.strip()[:6])
-    try:
-        then = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError):
-        return 0.0
-    return max(0.0, then.timestamp() - time.time())
 
 
 def _error_code(answer: HttpAnswer) -> str:

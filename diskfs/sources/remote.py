@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from diskfs.errors import SourceChanged, SourceError
-from diskfs.sources.retrying import STOPPING, Deadline, Transient, pause
+from diskfs.retrying import STOPPING, Deadline, Transient, pause
 from diskfs.sources.statistics import STATISTICS
 from diskfs_formats.errors import UnsupportedFeature
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from diskfs.errors import SourceError
+from diskfs.retrying import Transient
 from diskfs.sources.cache import CachedSource
 from diskfs.sources.file import FileSource, open_file
 from diskfs.sources.locations import RemoteOptions
 from diskfs.sources.remote import IDLE_TIMEOUT, Probed, RemoteObject, Transport, Version, probe
-from diskfs.sources.retrying import Transient
 from diskfs.sources.statistics import STATISTICS
 from diskfs.sources.stored_cache import StoredCache
 from diskfs_formats.errors import ParentUnavailable, UnsupportedFeature
@@ -169,7 +169,7 @@ def _whole(transport: Transport) -> Iterator[bytes]:
 def _beside(location: str, file_name: str) -> str:
     """Return the location of a bare name in the same folder or under the same prefix."""
     if location.partition("://")[0].lower() == "s3":
-        from diskfs.sources.s3 import parse_place  # noqa: PLC0415
+        from diskfs.s3 import parse_place  # noqa: PLC0415
 
         place = parse_place(location, "")
         prefix, slash, _ = place.key.rpartition("/")

@@ -1,5 +1,6 @@
 """When a failed request is tried again, and when it is given up."""
 
+import email.utils
 import random
 import threading
 import time
@@ -47,6 +48,19 @@ def pause(tries: int, asked: float) -> float:
     """Return how long to wait before the next try: random, so that clients do not come back all at once."""
     longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tries, 10))
     return max(random.uniform(longest / 4, longest), min(asked, LONGEST_ASKED_PAUSE))  # noqa: S311 - no secret
+
+
+def seconds_asked(text: str | None) -> float:
+    """Return the seconds of a Retry-After header, 0 if it has none that can be read."""
+    if not text:
+        return 0.0
+    if text.strip().isdigit():
+        return float(text.strip()[:6])
+    try:
+        then = email.utils.parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return 0.0
+    return max(0.0, then.timestamp() - time.time())
 
 
 STOPPING = threading.Event()
