@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diskfs.disks.opening import OpenedSource
+from diskfs.disks.overlay import OverlayFolder, SourceOptions
 from diskfs.disks.writable_raw import WritableRawImage
 from diskfs.errors import MountError
 from diskfs.fuse.written import WrittenDisk
@@ -31,14 +32,17 @@ class Changes:
 
 
 @contextmanager
-def changeable(opened: OpenedSource, changes: Changes, mountpoint: Path) -> Iterator[dict[int, WrittenDisk]]:
+def changeable(
+    opened: OpenedSource, changes: Changes, how_opened: SourceOptions, mountpoint: Path
+) -> Iterator[dict[int, WrittenDisk]]:
     """Put the disks that can be changed in the place of those of the source, and give them by index.
 
-    On leaving, everything that was written is made durable, and the disks are closed. Raises DiskfsError.
+    A new overlay keeps `how_opened`, for the commands that open the source again. On leaving, everything that was
+    written is made durable, and the disks are closed. Raises DiskfsError.
     """
     if changes.overlay is not None:
         _require_outside(changes.overlay, mountpoint)
-        with _overlaid(opened, changes.overlay) as written:
+        with _overlaid(opened, changes.overlay, how_opened) as written:
             yield written
     elif changes.in_place:
         with _in_place(opened) as written:
@@ -48,10 +52,8 @@ def changeable(opened: OpenedSource, changes: Changes, mountpoint: Path) -> Iter
 
 
 @contextmanager
-def _overlaid(opened: OpenedSource, folder: Path) -> Iterator[dict[int, WrittenDisk]]:
-    from diskfs.disks.overlay import OverlayFolder  # noqa: PLC0415 - most mounts have none
-
-    overlay = OverlayFolder.open(folder, opened, create=True)
+def _overlaid(opened: OpenedSource, folder: Path, how_opened: SourceOptions) -> Iterator[dict[int, WrittenDisk]]:
+    overlay = OverlayFolder.open(folder, opened, create=True, options=how_opened)
     try:
         written = {}
         for disk in opened.disks:

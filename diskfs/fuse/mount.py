@@ -17,6 +17,7 @@ import trio
 
 from diskfs.allocator import keep_freed_buffers
 from diskfs.disks.opening import OpenedSource, open_source
+from diskfs.disks.overlay import SourceOptions
 from diskfs.errors import MountError
 from diskfs.fuse.bridge import Reader
 from diskfs.fuse.changing import Changes, changeable
@@ -61,6 +62,16 @@ class MountOptions:
     remote: RemoteOptions = field(default_factory=RemoteOptions)
     changes: Changes = field(default_factory=Changes)
 
+    @property
+    def how_opened(self) -> SourceOptions:
+        """How the source is opened, as far as it may be stored."""
+        return SourceOptions.of(
+            format_name=self.format_name,
+            parents=self.parents,
+            allow_missing_parent=self.allow_missing_parent,
+            remote=self.remote,
+        )
+
 
 def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callable[[list[str]], None]) -> None:
     """Open `location`, mount it, call `ready` with the warnings when the files are there, and serve until the end.
@@ -81,7 +92,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
             )
         )
         opened.require_a_disk()
-        written = stack.enter_context(changeable(opened, options.changes, mountpoint))
+        written = stack.enter_context(changeable(opened, options.changes, options.how_opened, mountpoint))
         warnings = [f"disk{disk.index}: {disk.error}" for disk in opened.disks if disk.error]
         tree = build_tree(opened, written, in_place=options.changes.in_place)
         is_remote = is_url(opened.location)
