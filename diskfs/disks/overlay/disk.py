@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from diskfs.disks.overlay.block_map import DIRTY_PAGES, BlockMap
 from diskfs.disks.overlay.data_file import DataFile
 from diskfs.disks.overlay.layout import ABSENT, BLOCKS_PER_PAGE, PRESENT, ZERO
+from diskfs.disks.overlay.storage import SECTOR
 from diskfs.errors import OutOfSpace, OverlayWriteError, SourceError
 from diskfs_formats.driver import DiskImage, ImageInfo
 from diskfs_formats.errors import DiskfsError
@@ -42,6 +43,7 @@ class OverlayDisk:
         self._page_span = block_size * BLOCKS_PER_PAGE
         self._size = base.size
         self._failure: str | None = None
+        self._closed = False
         self._unsynced = False
         self._flushing = threading.Lock()
         self._stripes = tuple(threading.Lock() for _ in range(STRIPES))
@@ -182,12 +184,21 @@ class OverlayDisk:
         with self._stripes[number % STRIPES]:
             try:
                 states = self._map.page(number).states
-                if head and states[one] != PRESENT:
-                    before = before if states[one] == ABSENT else _ZEROES[:head]
-                    data = b"".join((before, data))
-                    offset -= head
-                if tail and states[two - 1] != PRESENT:
-                    data = b"".join((data, after if states[two - 1] == ABSENT else _ZEROES[:tail]))
+                if head:
+                    state = states[one]
+                    if state == PRESENT:
+                        before = self._rest_of_sector(offset - offset % SECTOR, offset)
+                    elif state == ZERO:
+                        before = _ZEROES[:head]
+                    offset -= len(before)
+                if tail:
+                    state = states[two - 1]
+                    if state == PRESENT:
+                        after = self._rest_of_sector(end, min(-(-end // SECTOR) * SECTOR, self._size))
+                    elif state == ZERO:
+                        after = _ZEROES[:tail]
+                if before or after:
+                    data = b"".join((before, data, after))
                 if states[one:two] != _PRESENT[: two - one]:
                     self._map.reserve(number)
                     self._data.write_at(offset, data)
@@ -198,6 +209,10 @@ class OverlayDisk:
                 raise self._unwritten(error, "writing") from error
             finally:
                 self._unsynced = True
+
+    def _rest_of_sector(self, start: int, end: int) -> bytes:
+        """Return bytes of the data file that complete a sector: the storage knows no smaller write than that."""
+        return self._data.read_at(start, end - start) if start < end else b""
 
     def _below(self, number: int, block: int, offset: int, length: int) -> bytes:
         """Return bytes of the disk below that complete a block, if it is not in the overlay yet."""
@@ -305,6 +320,17 @@ class OverlayDisk:
         return SourceError(f"{self._data.name}: reading the index failed: {error.strerror or error}")
 
     def close(self) -> None:
-        """Close the files of the overlay, flushed or not; the disk below stays open."""
+        """Flush and close the files of the overlay; the disk below stays open. Raises what `flush` raises."""
+        if self._closed:
+            return
+        try:
+            if self._failure is None:
+                self.flush()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the files as if the process had ended: what was written since the last flush may be lost."""
+        self._closed = True
         self._data.close()
         self._map.close()

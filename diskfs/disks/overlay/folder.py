@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from diskfs.disks.opening import OpenedSource
-from diskfs.disks.overlay.block_map import BlockMap
+from diskfs.disks.overlay.block_map import PAGES_KEPT, BlockMap
 from diskfs.disks.overlay.data_file import SEGMENT_SIZE, DataFile, segment_sizes
 from diskfs.disks.overlay.description import (
     MAX_SIZE,
@@ -25,7 +25,7 @@ from diskfs.disks.overlay.description import (
     stored_location,
 )
 from diskfs.disks.overlay.disk import NO_ROOM, OverlayDisk
-from diskfs.disks.overlay.identity import DiskIdentity, SourceIdentity
+from diskfs.disks.overlay.identity import SourceIdentity
 from diskfs.disks.overlay.layout import BLOCK_SIZE, HEADER_SIZE, IndexHeader, parse_header
 from diskfs.disks.overlay.storage import LocalStorage, Storage, StoredFile
 from diskfs.errors import (
@@ -37,6 +37,7 @@ from diskfs.errors import (
     OverlayInUse,
     OverlayWriteError,
 )
+from diskfs_formats.driver import DiskImage
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
 from diskfs_formats.text import printable
@@ -103,7 +104,8 @@ class OverlayFolder:
             opened = cls(storage, name, lock, description, source)
             undo.callback(opened.close)
             for disk in identity.disks:
-                opened._open_disk(disk)
+                header = IndexHeader(description.id, disk.index, description.block_size, disk.virtual_size)
+                opened._disks[disk.index] = open_disk(storage, header, name, source.disk(disk.index).image)
             undo.pop_all()
             return opened
 
@@ -173,33 +175,12 @@ class OverlayFolder:
         for disk in self._disks.values():
             disk.flush()
 
-    def _open_disk(self, identity: DiskIdentity) -> None:
-        block_size = self.description.block_size
-        header = IndexHeader(self.description.id, identity.index, block_size, identity.virtual_size)
-        with ExitStack() as undo:
-            index, files = open_files(self._storage, header, self._name)
-            undo.callback(index.close)
-            for file in files:
-                undo.callback(file.close)
-            for file in (*files, index):
-                # A killed process has left what it wrote in the page cache; a failed sync has left there what the disk
-                # has not. So all that is read from now on is on the disk, and a flush has only what is new to sync.
-                file.sync()
-                file.forget_clean_pages()
-            name = f"{self._name}/{data_name(identity.index, 0)}"
-            block_map = BlockMap(index, header, f"{self._name}/{index_name(identity.index)}")
-            block_map.require_sound()
-            data = DataFile(files, name, identity.virtual_size)
-            self._disks[identity.index] = OverlayDisk(
-                self._source.disk(identity.index).image, data, block_map, block_size
-            )
-            undo.pop_all()
-
     def close(self) -> None:
-        """Release the files and the lock, without a flush: what was written since then may not survive a power loss."""
-        for disk in self._disks.values():
-            disk.close()
-        self._lock.close()
+        """Flush every disk, and release the files and the lock whatever comes of it; raises what `flush` raises."""
+        with ExitStack() as closing:
+            closing.callback(self._lock.close)
+            for disk in self._disks.values():
+                closing.callback(disk.close)
 
     def __enter__(self) -> Self:
         return self
@@ -216,6 +197,33 @@ def index_name(disk: int) -> str:
 def data_name(disk: int, segment: int) -> str:
     """Return the name of a file of a disk's data."""
     return f"disk{disk}.data" + (f".{segment}" if segment else "")
+
+
+def open_disk(
+    storage: Storage, header: IndexHeader, name: str, base: DiskImage, *, pages_kept: int = PAGES_KEPT
+) -> OverlayDisk:
+    """Open one disk of a folder that is locked; raises DamagedOverlay or OSError."""
+    with ExitStack() as undo:
+        index, files = open_files(storage, header, name)
+        for file in (*files, index):
+            undo.callback(file.close)
+        for file in (*files, index):
+            # A killed process has left what it wrote in the page cache; a failed sync has left there what the disk has
+            # not. So all that is read from now on is on the disk, and a flush has only what is new to sync.
+            file.sync()
+            file.forget_clean_pages()
+        block_map = BlockMap(index, header, f"{name}/{index_name(header.disk)}", pages_kept)
+        block_map.require_sound()
+        data = DataFile(files, f"{name}/{data_name(header.disk, 0)}", header.virtual_size)
+        undo.pop_all()
+        return OverlayDisk(base, data, block_map, header.block_size)
+
+
+def create_files(storage: Storage, header: IndexHeader) -> None:
+    """Make the files of one disk, synced, with nothing in them; raises OSError."""
+    for number, size in enumerate(segment_sizes(header.virtual_size, SEGMENT_SIZE)):
+        _make(storage, data_name(header.disk, number), size)
+    _make(storage, index_name(header.disk), header.file_size, header.pack())
 
 
 def open_files(
@@ -259,9 +267,7 @@ def _create(storage: Storage, description: OverlayDescription) -> None:
             storage.unlink(file)
     for disk in description.identity.disks:
         header = IndexHeader(description.id, disk.index, description.block_size, disk.virtual_size)
-        for number, size in enumerate(segment_sizes(disk.virtual_size, SEGMENT_SIZE)):
-            _make(storage, data_name(disk.index, number), size)
-        _make(storage, index_name(disk.index), header.file_size, header.pack())
+        create_files(storage, header)
     text = description.pack()
     _make(storage, NEW_DESCRIPTION, len(text), text)
     storage.sync()
