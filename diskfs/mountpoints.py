@@ -210,21 +210,46 @@ def unmount(mountpoint: Path) -> None:
     if mount is None:
         raise MountError(f"{printable(str(mountpoint))}: no diskfs mount is there")
     status = None if is_dead(mount.mountpoint) else read_status(mount)
+    writable = bool(status and status.get("writable"))
+    if writable:
+        _flush(mount.mountpoint)
     take_down(mount.mountpoint)
-    if status and isinstance(status.get("pid"), int):
-        _wait_for_exit(status["pid"])
+    if status and isinstance(status.get("pid"), int) and not _wait_for_exit(status["pid"]) and writable:
+        raise MountError(
+            f"{printable(str(mountpoint))}: it is unmounted, but its process {status['pid']} has not ended after "
+            f"{EXIT_TIMEOUT:.0f} s; until it has, the overlay is in use"
+        )
 
 
-def _wait_for_exit(pid: int) -> None:
-    """Wait for a process that is not our child, without polling where the kernel can tell."""
+def _flush(mountpoint: Path) -> None:
+    """Have a mount make everything durable, and learn whether it could; raises MountError, and it stays mounted then.
+
+    Unmounting itself tells nobody of an error.
+    """
+    for file in sorted(mountpoint.glob("disk*.raw")):
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise MountError(
+                f"{printable(str(file))}: what was written could not be made durable: {error.strerror}; it is still "
+                f"mounted: make room where the changes go and try again, or give up with fusermount3 -u"
+            ) from error
+
+
+def _wait_for_exit(pid: int) -> bool:
+    """Wait for a process that is not our child, without polling where the kernel can tell; False if it goes on."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
-        return
+        return True
     try:
         import select  # noqa: PLC0415 - needed here alone
 
-        select.select([handle], [], [], EXIT_TIMEOUT)
+        return bool(select.select([handle], [], [], EXIT_TIMEOUT)[0])
     finally:
         os.close(handle)
 

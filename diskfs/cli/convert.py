@@ -12,6 +12,7 @@ from diskfs.cli.output import human_size, print_error, print_json, print_line
 
 if TYPE_CHECKING:
     from diskfs.convert.job import Summary
+    from diskfs.disks.opening import OpenedSource
 
 FORMATS = ("raw", "vmdk", "vhd", "vhdx", "ova")
 SUFFIXES = {".raw": "raw", ".img": "raw", ".vmdk": "vmdk", ".vhd": "vhd", ".vhdx": "vhdx", ".ova": "ova"}
@@ -22,6 +23,12 @@ LEVELS = range(1, 13)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_source(parser)
+    add_target(parser)
+    add_json(parser)
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add TARGET and how it is written."""
     parser.add_argument("target", metavar="TARGET", help="a file, a block device, or - for standard output")
     parser.add_argument(
         "-O", dest="output_format", metavar="FORMAT", choices=FORMATS,
@@ -46,18 +53,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="read back what was written and compare it with SOURCE")
     parser.add_argument("--reproducible", action="store_true", help="two runs write the same bytes")
     parser.add_argument("--azure", action="store_true", help="vhd: round the size up to a whole MiB, as Azure asks")
-    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write a disk, or an appliance, in another format."""
-    problem = _problem(options)
+    problem = usage_problem(options)
     if problem:
         print_error(problem)
         return exit_codes.USAGE
+    from diskfs.cli.selection import open_from
+
+    with open_from(options) as opened:
+        return write_target(options, opened)
+
+
+def write_target(options: argparse.Namespace, opened: "OpenedSource") -> int:
+    """Write what is opened as the options of `add_target` say, and report it; raises DiskfsError."""
     from diskfs.allocator import keep_freed_buffers
     from diskfs.cli.progress import ProgressBars
-    from diskfs.cli.selection import open_from, select
+    from diskfs.cli.selection import select
     from diskfs.convert.job import Job, convert_disk
     from diskfs.sinks.opening import STANDARD_OUTPUT
     from diskfs_formats.writer import WriteOptions
@@ -76,18 +90,17 @@ def run(options: argparse.Namespace) -> int:
     )
     job = Job(options.target, _format(options), write_options, options.force, options.verify)
     bars = ProgressBars(options)
-    with open_from(options) as opened:
-        if job.format == "ova":
-            from diskfs.convert.appliance import convert_appliance, kept_descriptor
+    if job.format == "ova":
+        from diskfs.convert.appliance import convert_appliance, kept_descriptor
 
-            if opened.appliance is not None and options.disk is None and options.partition is None:
-                opened.require_a_disk()
-                images = [disk.image for disk in opened.disks]
-                summary = convert_appliance(images, job, bars, kept_descriptor(opened.appliance, len(images)))
-            else:
-                summary = convert_appliance([select(opened, options.disk or 0, options.partition)], job, bars)
+        if opened.appliance is not None and options.disk is None and options.partition is None:
+            opened.require_a_disk()
+            images = [disk.image for disk in opened.disks]
+            summary = convert_appliance(images, job, bars, kept_descriptor(opened.appliance, len(images)))
         else:
-            summary = convert_disk(select(opened, options.disk or 0, options.partition), job, bars)
+            summary = convert_appliance([select(opened, options.disk or 0, options.partition)], job, bars)
+    else:
+        summary = convert_disk(select(opened, options.disk or 0, options.partition), job, bars)
     _report(options, job.format, summary, to_output=to_output)
     return exit_codes.DONE
 
@@ -101,7 +114,7 @@ def _format(options: argparse.Namespace) -> str:
     return options.output_format or SUFFIXES.get(PurePath(options.target).suffix.lower(), "")
 
 
-def _problem(options: argparse.Namespace) -> str | None:
+def usage_problem(options: argparse.Namespace) -> str | None:
     """Say what is wrong with the options, or None."""
     name = _format(options)
     if not name:

@@ -23,6 +23,10 @@ COMMANDS = {
     "convert": "write an image in another format: a file, a pipe or a device, all of it or nothing",
     "compare": "tell whether two images have the same content; exit code 1 if not",
     "verify": "check the structure, every compressed grain, and the manifest",
+    "diff": "list what an overlay changes, by partition",
+    "commit": "write the disk with an overlay's changes as a new image, in any format",
+    "rollback": "drop an overlay and every change in it",
+    "overlay-check": "examine an overlay; exit code 3 if it is damaged",
     "preflight": "tell whether AWS VM Import takes an image, rule by rule, and what to do if not",
     "explain": "explain an error message of AWS VM Import/Export, or one of its rules",
 }
@@ -44,8 +48,12 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="no warnings, no progress")
         command.add_argument("--verbose", action="store_true", help="say more")
         if name == chosen:
-            import_module(f"diskfs.cli.{name}").add_arguments(command)
+            import_module(_module(name)).add_arguments(command)
     return parser
+
+
+def _module(command: str) -> str:
+    return f"diskfs.cli.{command.replace('-', '_')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +143,7 @@ def _run_command(options: argparse.Namespace) -> int:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        code: int = import_module(f"diskfs.cli.{options.command}").run(options)
+        code: int = import_module(_module(options.command)).run(options)
     finally:
         if options.verbose:
             _tell_statistics()
