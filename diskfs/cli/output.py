@@ -4,9 +4,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from diskfs_formats.text import printable
+from diskfs_formats.text import human_size, printable
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+__all__ = ["human_size", "print_error", "print_json", "print_line", "print_table"]
 
 
 def print_json(document: object) -> None:
@@ -38,13 +38,3 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, right: I
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         sys.stdout.write(line.rstrip() + "\n")
-
-
-def human_size(size: int) -> str:
-    """Return a size as people read it: `1.5 GiB`."""
-    value = float(size)
-    for unit in _UNITS:
-        if value < 1024 or unit == _UNITS[-1]:
-            return f"{size} B" if unit == "B" else f"{value:.4g} {unit}"
-        value /= 1024
-    raise AssertionError(size)

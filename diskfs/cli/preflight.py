@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--boot-mode", metavar="MODE", help="legacy-bios or uefi")
     group.add_argument("--platform", metavar="NAME", help="Linux or Windows")
     group.add_argument("--instance-type", metavar="TYPE", help="for import-instance")
+    group.add_argument("--from-snapshot", action="store_true", help="the disk will be given as an EBS snapshot")
+    group.add_argument("--encrypted", action="store_true", help="ask for an encrypted AMI or snapshot")
+    group.add_argument("--disk-format", metavar="F", help="of an export: OVA, VHD, VMDK, RAW")
+    group.add_argument("--s3-prefix", metavar="PREFIX", help="of an export: what its key begins with")
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write the report as one page")
     parser.add_argument("--deep", action="store_true", help="read every grain of the image, not just what decides")
     parser.add_argument("--all", action="store_true", help="also list the rules that are kept, and those not checked")
@@ -72,6 +76,10 @@ def _request(options: argparse.Namespace) -> Any:
         boot_mode=options.boot_mode,
         platform=options.platform,
         instance_type=options.instance_type,
+        disk_format=options.disk_format,
+        s3_prefix=options.s3_prefix,
+        encrypted=options.encrypted,
+        from_snapshot=options.from_snapshot,
     )
 
 

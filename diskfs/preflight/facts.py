@@ -4,6 +4,7 @@ A fact that cannot be gathered raises the same DiskfsError every time it is aske
 become `unknown` and the others go on. Not for several threads.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -11,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from diskfs.disks.opening import OpenedDisk, OpenedSource
-from diskfs.preflight.request import Request
+from diskfs.preflight.request import Operation, Request
 from diskfs.sources.locations import file_name, shown
 from diskfs_formats.errors import DiskfsError, UnsupportedFeature
 from diskfs_formats.partitions import PartitionTable
@@ -81,6 +82,8 @@ class Facts:
     ) -> None:
         self.request = request
         self.location = shown(location)
+        self.is_presigned = "signature=" in location.lower()
+        """Whether the location is a URL with a signature, which is not shown."""
         self.opening_error = opening_error
         self.deep = deep
         """Whether a rule may read all of the image."""
@@ -96,6 +99,13 @@ class Facts:
             self._opened.close()
         if self._stored is not None:
             self._stored.close()
+
+    def for_operation(self, operation: Operation) -> "Facts":
+        """Return these facts for another operation; what is gathered already is kept. They are not to be closed."""
+        other = Facts.__new__(Facts)
+        other.__dict__.update(self.__dict__)
+        other.request = dataclasses.replace(self.request, operation=operation)
+        return other
 
     def __enter__(self) -> Self:
         return self
@@ -180,4 +190,7 @@ def _gather(name: str, facts: Facts) -> Any:
     module = f"diskfs.preflight.{name}"
     if find_spec(module) is None:
         raise UnsupportedFeature(f"what is to be known about {name} is not looked at yet")
-    return import_module(module).gather(facts)
+    gather = getattr(import_module(module), "gather", None)
+    if gather is None:
+        raise UnsupportedFeature(f"what is to be known about {name} is not looked at yet")
+    return gather(facts)

@@ -47,6 +47,10 @@ def _request(request: Request) -> dict[str, Any]:
         "boot_mode": request.boot_mode,
         "platform": request.platform,
         "instance_type": request.instance_type,
+        "disk_format": request.disk_format,
+        "s3_prefix": request.s3_prefix,
+        "encrypted": request.encrypted,
+        "from_snapshot": request.from_snapshot,
     }
 
 

@@ -31,10 +31,13 @@ class Request:
     boot_mode: str | None = None
     platform: str | None = None
     instance_type: str | None = None
-    encrypted: bool | None = None
-    description: str | None = None
-    snapshot: bool = False
-    """The disk is an EBS snapshot already (DiskContainer.SnapshotId)."""
+    disk_format: str | None = None
+    """Of an export: OVA, VHD, VMDK, RAW."""
+    s3_prefix: str | None = None
+    """What the key of an export begins with."""
+    encrypted: bool = False
+    from_snapshot: bool = False
+    """The disk will be given as an EBS snapshot (DiskContainer.SnapshotId)."""
 
     @property
     def is_import(self) -> bool:

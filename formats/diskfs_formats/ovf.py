@@ -95,6 +95,7 @@ class HardwareItem:
     parent: str = ""
     address_on_parent: str = ""
     host_resource: str = ""
+    automatic_allocation: str = ""
     configurations: tuple[str, ...] = ()
 
 
@@ -289,7 +290,12 @@ _ANYWHERE: Mapping[str, Kind] = {
     "DeploymentOptionSection": "DeploymentOptionSection",
     "VirtualSystem": "VirtualSystem",
 }
-_ITEM_TEXTS = frozenset({"instanceid", "resourcetype", "resourcesubtype", "parent", "addressonparent", "hostresource"})
+_ITEM_TEXTS = frozenset(
+    {
+        "instanceid", "resourcetype", "resourcesubtype", "parent", "addressonparent", "hostresource",
+        "automaticallocation",
+    }
+)  # fmt: skip
 
 
 class _Reader:
@@ -445,6 +451,7 @@ class _Reader:
                 parent=item.get("parent", ""),
                 address_on_parent=item.get("addressonparent", ""),
                 host_resource=item.get("hostresource", ""),
+                automatic_allocation=item.get("automaticallocation", "").lower(),
                 configurations=tuple(item.get("configuration", "").split()),
             )
         )

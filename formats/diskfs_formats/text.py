@@ -6,6 +6,9 @@ MAX_SHOWN = 256
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
     """Return `text` with control, formatting and unassigned characters escaped, cut to `limit` characters after that.
 
@@ -16,6 +19,16 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
     if not (start.isascii() and start.isprintable()):
         start = "".join(_escaped(character) for character in start)
     return start if len(start) <= limit and len(text) <= limit else start[:limit] + "..."
+
+
+def human_size(size: int) -> str:
+    """Return a size as people read it: `1.5 GiB`."""
+    value = float(size)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            return f"{size} B" if unit == "B" else f"{value:.4g} {unit}"
+        value /= 1024
+    raise AssertionError(size)
 
 
 def _escaped(character: str) -> str:

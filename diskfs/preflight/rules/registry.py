@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from diskfs.preflight.facts import Facts
 
 MODULES = (
-    "containers", "sizes", "partitions", "request",
-    "boot", "linux", "linux_systems", "fstab", "network", "general",
+    "containers", "sizes", "partitions", "hardware", "general", "licensing", "regions", "request", "exports",
+    "boot", "linux", "linux_systems", "fstab", "network",
     "windows", "windows_systems", "windows_boot",
 )  # fmt: skip
 """The modules of this package that have checks."""
