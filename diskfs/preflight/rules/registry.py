@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MODULES = (
     "containers", "sizes", "partitions", "hardware", "general", "licensing", "regions", "request", "exports",
     "boot", "linux", "linux_systems", "fstab", "network",
-    "windows", "windows_systems", "windows_boot",
+    "windows", "windows_systems", "windows_boot", "windows_updates",
 )  # fmt: skip
 """The modules of this package that have checks."""
 

@@ -1,0 +1,220 @@
+"""VMIE-BOOT-02 to -05 and VMIE-WIN-05, -28, -30: how Windows starts, and what the service makes of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from diskfs.preflight.facts import Facts
+from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, passed, unknown
+from diskfs.preflight.rules.registry import check
+from diskfs.preflight.rules.windows_systems import windows_of
+from diskfs.preflight.windows.bcd import (
+    BOOT_STATUS_POLICY,
+    LIBRARY_DESCRIPTION,
+    LIBRARY_EMS,
+    LIBRARY_PATH,
+    OS_EMS,
+    RECOVERY_ENABLED,
+    RECOVERY_SEQUENCE,
+    BcdObject,
+)
+from diskfs_formats.findings import Severity
+from diskfs_formats.partitions import PartitionTable
+
+MAX_CONVERTED = 2 << 40
+"""Bytes below which a disk is converted."""
+MAX_PARTITIONS = 3
+DYNAMIC_TYPES = frozenset({"0x42", "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3", "af9b60a0-1431-4f62-bc68-3311714a69ad"})
+"""Partitions of a Windows dynamic disk (LDM)."""
+BIOS, UEFI = "legacy-bios", "uefi"
+MAX_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """How the service will start the system: None if the guide does not say; and why."""
+
+    mode: str | None
+    reason: str
+    converts_gpt: bool = False
+
+
+def predict(facts: Facts) -> Prediction:
+    """Predict the boot mode of a Windows guest; raises DiskfsError if the disks cannot be read."""
+    boot = windows_of(facts).boot
+    fits = boot.fits
+    reasons = "; ".join(reason for reason in (boot.bios_reason, boot.uefi_reason) if reason)
+    given = facts.request.boot_mode
+    if given is not None:
+        return Prediction(given, f"--boot-mode {given}; {reasons}")
+    if not fits:
+        return Prediction(None, "no volume has a boot manager of Windows that firmware would start")
+    if fits != {BIOS, UEFI}:
+        return Prediction(next(iter(fits)), reasons)
+    against = list(_against_conversion(facts))
+    if against:
+        return Prediction(None, f"both modes fit ({reasons}), and {'; '.join(against)}")
+    disk, table = _system_disk(facts)
+    return Prediction(BIOS, f"both modes fit ({reasons}), and disk{disk} meets all criteria", _is_gpt(table))
+
+
+def _system_disk(facts: Facts) -> tuple[int, PartitionTable | None]:
+    index = windows_of(facts).volume.disk_index
+    return index, next((table for disk, table in facts.partition_tables if disk.index == index), None)
+
+
+def _is_gpt(table: PartitionTable | None) -> bool:
+    return table is not None and table.scheme == "gpt"
+
+
+def _against_conversion(facts: Facts) -> Iterator[str]:
+    """Yield which of the guide's criteria for legacy BIOS by default are not met."""
+    index, table = _system_disk(facts)
+    disk = next(disk for disk in facts.disks if disk.index == index)
+    size = disk.image.size
+    if size >= MAX_CONVERTED:
+        yield f"disk{index} has {size} bytes, {MAX_CONVERTED} or more"
+    partitions = [one for one in table.partitions if not _is_logical(table, one.number)] if table is not None else []
+    if len(partitions) > MAX_PARTITIONS:
+        yield f"disk{index} has {len(partitions)} primary partitions, over {MAX_PARTITIONS}"
+    for partition in partitions:
+        if partition.type_text in DYNAMIC_TYPES:
+            yield f"disk{index} is a dynamic disk (partition {partition.number} has the type {partition.type_text})"
+            break
+    kind = disk.driver.name if disk.driver is not None else "unknown"
+    if kind != "vhdx":
+        yield f"disk{index} is {kind.upper()}, not VHDX"
+
+
+def _is_logical(table: PartitionTable, number: int) -> bool:
+    return table.scheme == "mbr" and number > 4
+
+
+@check("VMIE-BOOT-02")
+def boot_modes_that_fit(facts: Facts) -> Iterator[Outcome]:
+    """States which modes fit: legacy BIOS with bootmgr and Boot\\BCD (or ntldr and boot.ini) on an active partition,
+    UEFI with bootmgfw.efi and its BCD, or bootx64.efi, on a FAT volume. It fails if --boot-mode does not fit.
+    """
+    boot = windows_of(facts).boot
+    given = facts.request.boot_mode
+    if not boot.fits:
+        yield failed("no volume has a boot manager of Windows that firmware would start", severity=Severity.WARNING)
+    elif given in {BIOS, UEFI} and given not in boot.fits:
+        yield failed(
+            f"--boot-mode {given}, and only {next(iter(boot.fits))} fits: {boot.bios_reason or boot.uefi_reason}",
+            "leave --boot-mode out, or convert the disk (mbr2gpt /convert)",
+            severity=Severity.WARNING,
+        )
+    else:
+        yield passed(
+            f"{' and '.join(sorted(boot.fits))}: {'; '.join(filter(None, [boot.bios_reason, boot.uefi_reason]))}"
+        )
+
+
+@check("VMIE-BOOT-03")
+def default_boot_mode(facts: Facts) -> Iterator[Outcome]:
+    """States the mode of a system that fits both: legacy BIOS if its disk is below 2 TiB, has three primary partitions
+    or fewer, is no dynamic disk, and is VHDX. Where one of these is not so and no --boot-mode is given, it fails.
+    """
+    if windows_of(facts).boot.fits != {BIOS, UEFI}:
+        yield not_applicable("it does not fit both modes")
+        return
+    prediction = predict(facts)
+    if prediction.mode is None:
+        yield failed(prediction.reason, "give --boot-mode uefi or --boot-mode legacy-bios", severity=Severity.WARNING)
+    else:
+        yield passed(f"{prediction.mode}: {prediction.reason}")
+
+
+@check("VMIE-BOOT-04", "VMIE-BOOT-05")
+def gpt_stays(facts: Facts) -> Iterator[Outcome]:
+    """The GPT of a Windows system is not converted to MBR: that happens if both modes fit, no --boot-mode is given, and
+    the criteria of VMIE-BOOT-03 are met.
+    """
+    index, table = _system_disk(facts)
+    if not _is_gpt(table):
+        yield not_applicable(f"disk{index} has no GPT")
+        return
+    prediction = predict(facts)
+    if prediction.converts_gpt:
+        yield failed(f"disk{index} has a GPT, and {prediction.reason}", "give --boot-mode uefi to keep it")
+    else:
+        yield passed(f"the GPT of disk{index} stays: {prediction.reason}")
+
+
+@check("VMIE-WIN-05")
+def no_emergency_management(facts: Facts) -> Iterator[Outcome]:
+    """No object of a BCD store has bootems (0x16000020) or ems (0x260000b0), and no line of boot.ini has /redirect."""
+    boot = windows_of(facts).boot
+    for store in boot.stores:
+        for found in store.objects.values():
+            for element, name in ((LIBRARY_EMS, "bootems"), (OS_EMS, "ems")):
+                if found.number(element):
+                    yield failed(found.evidence(element, name), "bcdedit /ems off and bcdedit /bootems off")
+        yield passed(f"{store.where}: EMS is off")
+    for old in boot.boot_inis:
+        for number, line in old.redirects:
+            yield failed(f"{old.where}:{number}: {line}", "bootcfg /ems off /id 1")
+
+
+@check("VMIE-WIN-28")
+def one_boot_choice(facts: Facts) -> Iterator[Outcome]:
+    """The menu of every BCD store or boot.ini has one entry or a timeout of 0, and at most one partition of each MBR is
+    active.
+    """
+    boot = windows_of(facts).boot
+    if not boot.stores and not boot.boot_inis:
+        yield unknown("no BCD store and no boot.ini was found")
+    for store in boot.stores:
+        if len(store.menu) > 1 and store.timeout:
+            names = ", ".join(found.text(LIBRARY_DESCRIPTION) or found.id for found in store.menu[:MAX_SHOWN])
+            yield failed(
+                f"{store.where}: the menu has {len(store.menu)} entries ({names}) and waits {store.timeout} s",
+                "bcdedit /delete {identifier} for all but one, or bcdedit /timeout 0",
+            )
+        else:
+            yield passed(f"{store.where}: the menu has {len(store.menu)} entries")
+    for old in boot.boot_inis:
+        if len(old.entries) > 1 and old.timeout:
+            lines = ", ".join(str(number) for number, _ in old.entries[:MAX_SHOWN])
+            yield failed(f"{old.where}: lines {lines}: {len(old.entries)} systems, and it waits {old.timeout} s")
+    for disk, table in facts.partition_tables:
+        active = [one.number for one in (table.partitions if table is not None else ()) if one.bootable]
+        if table is not None and table.scheme == "mbr" and len(active) > 1:
+            yield failed(f"disk{disk.index}: partitions {', '.join(map(str, active))} are active", "leave one active")
+
+
+@check("VMIE-WIN-30")
+def starts_to_login(facts: Facts) -> Iterator[Outcome]:
+    """The entry that boots is a loader of Windows and no recovery environment. Whether it starts to the end is not
+    knowable from outside; a hint is recovery that is enabled without an environment to start.
+    """
+    boot = windows_of(facts).boot
+    if not boot.stores:
+        yield unknown("no BCD store was found")
+    for store in boot.stores:
+        entry = store.default
+        if entry is None:
+            yield failed(f"{store.where} has no entry to boot", "rebuild it: bcdboot C:\\Windows")
+            continue
+        others = {name.lower() for found in store.objects.values() for name in found.texts(RECOVERY_SEQUENCE)}
+        if entry.id.lower() in others:
+            yield failed(f"{store.where}: the default entry {entry.id} is the recovery environment of another")
+        elif not _loads_windows(entry):
+            yield failed(
+                entry.evidence(LIBRARY_PATH, "path"), "rebuild it: bcdboot C:\\Windows", severity=Severity.WARNING
+            )
+        elif entry.number(RECOVERY_ENABLED) and not entry.texts(RECOVERY_SEQUENCE):
+            yield failed(
+                f"{entry.evidence(RECOVERY_ENABLED, 'recoveryenabled')}, and no recoverysequence",
+                "bcdedit /set {default} recoveryenabled No",
+                severity=Severity.INFO,
+            )
+        else:
+            yield passed(
+                f"{entry.evidence(LIBRARY_PATH, 'path')}; {entry.evidence(BOOT_STATUS_POLICY, 'bootstatuspolicy')}"
+            )
+
+
+def _loads_windows(entry: BcdObject) -> bool:
+    name = entry.text(LIBRARY_PATH).lower().rpartition("\\")[2]
+    return name in {"winload.exe", "winload.efi", "winresume.exe", "winresume.efi", "ntldr"}
