@@ -1,9 +1,11 @@
 """Which blocks of a disk the overlay has: the pages of an index file, a bounded number of them in memory."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from diskfs.disks.overlay.guards import PageGuards
 from diskfs.disks.overlay.layout import (
+    ABSENT_PAGE,
     BLOCKS_PER_PAGE,
     PAGE_SIZE,
     IndexHeader,
@@ -41,7 +43,10 @@ class BlockMap:
         self._name = name
         self._id = header.overlay_id.bytes
         self._page_count = header.page_count
+        self.guards = PageGuards(file, header, name)
         self._pages: dict[int, Page] = {}
+        self.loaded = self._pages.get
+        """Returns the page of a number if it is in memory, else None."""
         self._dirty: dict[int, Page] = {}
         self._writing: dict[int, Page] = {}
         self._kept = pages_kept
@@ -62,14 +67,12 @@ class BlockMap:
         with self._lock:
             return self._load(number)
 
-    def page_if_loaded(self, number: int) -> Page | None:
-        """Return a page that is in memory, else None."""
-        return self._pages.get(number)
-
     def _load(self, number: int) -> Page:
         page = self._pages.get(number)
         if page is None:
             sector = self._file.read_at(page_offset(number), PAGE_SIZE)
+            if self.guards.has(number) and sector == ABSENT_PAGE:
+                raise self.guards.lost(number)
             page = Page(parse_page(sector, self._id, number, self._name))
             if len(self._pages) >= self._kept:
                 self._evict()
@@ -138,8 +141,9 @@ class BlockMap:
             return {number: pack_page(self._id, number, page.states) for number, page in self._writing.items()}
 
     def written(self) -> None:
-        """Let go of the pages that were taken."""
+        """Let go of the pages that were taken: they were written and synced."""
         with self._lock:
+            self.guards.synced(self._writing)
             self._writing = {}
 
     def put_back(self) -> None:
@@ -159,6 +163,15 @@ class BlockMap:
             run = numbers[first:last]
             self._file.write_at(page_offset(run[0]), b"".join([taken[number] for number in run]))
             first = last
+        with self._lock:
+            self.guards.write()
+
+    def finish(self) -> None:
+        """Guard what was synced last, so that its loss is noticed as well; raises OSError or DamagedOverlay."""
+        with self._lock:
+            written = self.guards.write()
+        if written:
+            self._file.sync()
 
     def sync(self) -> None:
         """Return when the pages that were written survive a power loss; raises OSError."""
@@ -168,26 +181,43 @@ class BlockMap:
         """Close the file."""
         self._file.close()
 
-    def stored_pages(self, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
-        """Yield (number, sector) of the pages that the file has, of its first `limit` bytes that are no hole."""
+    def stored_pages(self, ranges: Iterable[tuple[int, int]] | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yield (number, sector) of the pages that the file has, in `ranges` of it or in all that are no hole."""
         end = page_offset(self._page_count)
-        for start, stop in self._file.data_ranges(page_offset(0), end):
+        for start, stop in self.stored_ranges() if ranges is None else ranges:
             # A hole ends where a block of the file system does, and no page lies across.
             offset = start - (start - page_offset(0)) % PAGE_SIZE
             while offset < stop:
-                if limit is not None and limit <= 0:
-                    return
-                chunk = self._file.read_at(offset, min(_CHUNK, end - offset))
+                chunk = self._file.read_at(
+                    offset, min(_CHUNK, end - offset, -(-(stop - offset) // PAGE_SIZE) * PAGE_SIZE)
+                )
                 if not chunk:
                     return
-                if chunk.strip(b"\0"):
-                    for inside in range(0, len(chunk), PAGE_SIZE):
-                        yield (offset + inside - page_offset(0)) // PAGE_SIZE, chunk[inside : inside + PAGE_SIZE]
+                for inside in range(0, len(chunk), PAGE_SIZE):
+                    sector = chunk[inside : inside + PAGE_SIZE]
+                    if sector != ABSENT_PAGE:
+                        yield (offset + inside - page_offset(0)) // PAGE_SIZE, sector
                 offset += len(chunk)
-                if limit is not None:
-                    limit -= len(chunk)
+
+    def stored_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield the (start, end) of where the file may have pages."""
+        return self._file.data_ranges(page_offset(0), page_offset(self._page_count))
 
     def require_sound(self, limit: int = SCAN_SIZE) -> None:
-        """Raise DamagedOverlay unless all pages are what they should be, as far as a bounded time allows."""
-        for number, sector in self.stored_pages(limit):
+        """Raise DamagedOverlay unless all pages are what they should be, as far as a bounded time allows.
+
+        The file must have been synced.
+        """
+        ranges = []
+        for start, stop in self.stored_ranges():
+            ranges.append((start, min(stop, start + limit)))
+            limit -= stop - start
+            if limit <= 0:
+                break
+        seen = []
+        for number, sector in self.stored_pages(ranges):
             parse_page(sector, self._id, number, self._name)
+            seen.append(number)
+        if limit > 0:
+            self.guards.require_written(seen)
+            self.guards.synced(seen)

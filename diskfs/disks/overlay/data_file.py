@@ -3,7 +3,7 @@
 A disk of more than 8 TiB has several, because the file systems in use end a file at 16 TiB.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from diskfs.disks.overlay.storage import StoredFile
 from diskfs.errors import DamagedOverlay, SourceError
@@ -64,6 +64,10 @@ class DataFile:
                 "was cut short"
             )
         return data
+
+    def ready_reader(self) -> Callable[[int, int], Buffer | None]:
+        """Return the shortest way to `read_if_ready`."""
+        return self.read_if_ready if self._only is None else self._only.read_if_ready
 
     def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
         """Return the bytes of a range if they are in memory, else None."""

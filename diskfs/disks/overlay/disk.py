@@ -17,7 +17,8 @@ from diskfs.errors import OutOfSpace, OverlayWriteError, SourceError
 from diskfs_formats.driver import DiskImage, ImageInfo
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.extents import Extent, ExtentKind, Stored, coalesced
-from diskfs_formats.reading import ready_reader
+from diskfs_formats.mapped import READY_LIMIT
+from diskfs_formats.reading import ready_reader, zeroes
 from diskfs_formats.source import Buffer, require_range
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -39,6 +40,8 @@ class OverlayDisk:
         self._base_ready = ready_reader(base)
         self._data = data
         self._map = block_map
+        self._data_ready = data.ready_reader()
+        self._loaded = block_map.loaded
         self._block_size = block_size
         self._page_span = block_size * BLOCKS_PER_PAGE
         self._size = base.size
@@ -69,7 +72,13 @@ class OverlayDisk:
     # Reading takes no lock: a block that is being written is seen before or after, and what a page says has happened.
 
     def read_at(self, offset: int, length: int, /) -> bytes:
-        require_range(self, offset, length)
+        if offset < 0 or length < 0 or offset + length > self._size:
+            require_range(self, offset, length)
+        state = self._one_state(offset, length)
+        if state == ABSENT:
+            return self._base.read_at(offset, length)
+        if state == PRESENT:
+            return self._data.read_at(offset, length)
         parts: list[Buffer] = []
         for start, end, state in self._runs(offset, offset + length):
             if state == ABSENT:
@@ -77,30 +86,47 @@ class OverlayDisk:
             elif state == PRESENT:
                 parts.append(self._data.read_at(start, end - start))
             else:
-                parts.append(bytes(end - start))
-        if len(parts) == 1 and isinstance(parts[0], bytes):
-            return parts[0]
+                parts.extend(zeroes(end - start))
         return b"".join(parts)
 
     def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
-        require_range(self, offset, length)
-        first_page = offset // self._page_span
-        for number in range(first_page, (offset + length - 1) // self._page_span + 1):
-            if self._map.page_if_loaded(number) is None:
+        if offset < 0 or length < 0 or offset + length > self._size:
+            require_range(self, offset, length)
+        state = self._one_state(offset, length)
+        if state == ABSENT:
+            return self._base_ready(offset, length)
+        if state == PRESENT:
+            return self._data_ready(offset, length)
+        if length > READY_LIMIT:
+            return None
+        for number in range(offset // self._page_span, (offset + length - 1) // self._page_span + 1):
+            if self._loaded(number) is None:
                 return None
         parts: list[Buffer] = []
         for start, end, state in self._runs(offset, offset + length):
-            part: Buffer | None
-            if state == ABSENT:
-                part = self._base_ready(start, end - start)
-            elif state == PRESENT:
-                part = self._data.read_if_ready(start, end - start)
-            else:
-                part = bytes(end - start)
+            if state == ZERO:
+                parts.extend(zeroes(end - start))
+                continue
+            part = (self._base_ready if state == ABSENT else self._data_ready)(start, end - start)
             if part is None:
                 return None
             parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
+
+    def _one_state(self, offset: int, length: int) -> int | None:
+        """Return the state that all blocks of a range have, if that is easy to see, else None."""
+        number, inside = divmod(offset, self._page_span)
+        page = self._loaded(number)
+        if page is None:
+            return None
+        page.used = True
+        first = inside // self._block_size
+        end = (inside + length - 1) // self._block_size + 1
+        if end > BLOCKS_PER_PAGE or end <= first:
+            return None
+        states = page.states
+        state = states[first]
+        return state if end - first == 1 or states.count(state, first, end) == end - first else None
 
     def _runs(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield (start, end, state) in bytes, joined where the state is one."""
@@ -199,12 +225,18 @@ class OverlayDisk:
                         after = _ZEROES[:tail]
                 if before or after:
                     data = b"".join((before, data, after))
-                if states[one:two] != _PRESENT[: two - one]:
-                    self._map.reserve(number)
+                now = states[one:two]
+                if now == _PRESENT[: two - one]:
                     self._data.write_at(offset, data)
-                    self._map.mark(number, one, two, PRESENT)
-                else:
-                    self._data.write_at(offset, data)
+                    return
+                self._map.reserve(number)
+                if data[0] == 0 and PRESENT not in now and not bytes(data).strip(b"\0"):
+                    # Zeroes need no room. Where the data file has the block, they are written over it as anything is.
+                    if ABSENT in now:
+                        self._map.mark(number, one, two, ZERO)
+                    return
+                self._data.write_at(offset, data)
+                self._map.mark(number, one, two, PRESENT)
             except OSError as error:
                 raise self._unwritten(error, "writing") from error
             finally:
@@ -326,6 +358,10 @@ class OverlayDisk:
         try:
             if self._failure is None:
                 self.flush()
+                try:
+                    self._map.finish()
+                except OSError as error:
+                    raise self._unwritten(error, "writing the index") from error
         finally:
             self.abandon()
 

@@ -6,7 +6,6 @@
 
 import contextlib
 import os
-import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from diskfs.disks.overlay.description import (
 from diskfs.disks.overlay.disk import NO_ROOM, OverlayDisk
 from diskfs.disks.overlay.identity import SourceIdentity
 from diskfs.disks.overlay.layout import BLOCK_SIZE, HEADER_SIZE, IndexHeader, parse_header
+from diskfs.disks.overlay.names import DESCRIPTION, LOCK, NEW_DESCRIPTION, data_name, index_name, ours
 from diskfs.disks.overlay.storage import LocalStorage, Storage, StoredFile
 from diskfs.errors import (
     DamagedOverlay,
@@ -42,10 +42,6 @@ from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
 from diskfs_formats.text import printable
 
-DESCRIPTION = "overlay.json"
-NEW_DESCRIPTION = "overlay.json.new"
-LOCK = "lock"
-_OURS = re.compile(r"lock|overlay\.json(\.new)?|disk\d+\.index|disk\d+\.data(\.\d+)?")
 _HOLDER_SIZE = 512
 
 
@@ -125,13 +121,27 @@ class OverlayFolder:
 
         Raises OverlayInUse as well. Damage is yielded, and ends nothing.
         """
-        from diskfs.disks.overlay.check import check_folder  # noqa: PLC0415 - for one command alone
+        from diskfs.disks.overlay.check import check_disk  # noqa: PLC0415 - for one command alone
 
-        return check_folder(storage or LocalStorage(folder), printable(str(folder)))
+        name = printable(str(folder))
+        storage = storage or LocalStorage(folder)
+        with _reported(name):
+            if DESCRIPTION not in _names(storage, name):
+                raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
+            lock = _locked(storage, name)
+            try:
+                description = _read_description(storage, name)
+                for disk in description.identity.disks:
+                    header = IndexHeader(description.id, disk.index, description.block_size, disk.virtual_size)
+                    yield from check_disk(storage, header, name)
+            finally:
+                lock.close()
 
     @staticmethod
     def remove(folder: Path, *, storage: Storage | None = None) -> None:
-        """Remove an overlay that nobody has open, and the folder if nothing else is in it; raises as `inspect` does.
+        """Remove an overlay that nobody has open, damaged or not, and the folder if nothing else is in it.
+
+        Raises OverlayInUse, NotAnOverlay, NewerOverlay, or OverlayError.
 
         The description goes first, so that an interruption leaves an unfinished overlay and never a damaged one.
         """
@@ -139,15 +149,17 @@ class OverlayFolder:
         storage = storage or LocalStorage(folder)
         with _reported(name):
             names = _names(storage, name)
-            if DESCRIPTION not in names and _left_over(names) != names:
+            if DESCRIPTION not in names and ours(names) != names:
                 raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
             lock = _locked(storage, name)
             try:
                 names = storage.names()
                 if DESCRIPTION in names:
+                    with contextlib.suppress(DamagedOverlay):
+                        _read_description(storage, name)
                     storage.unlink(DESCRIPTION)
                     storage.sync()
-                for file in _left_over(names):
+                for file in ours(names):
                     if file not in (DESCRIPTION, LOCK):
                         storage.unlink(file)
                 storage.unlink(LOCK)
@@ -187,16 +199,6 @@ class OverlayFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def index_name(disk: int) -> str:
-    """Return the name of a disk's index file."""
-    return f"disk{disk}.index"
-
-
-def data_name(disk: int, segment: int) -> str:
-    """Return the name of a file of a disk's data."""
-    return f"disk{disk}.data" + (f".{segment}" if segment else "")
 
 
 def open_disk(
@@ -262,7 +264,7 @@ def _opened(storage: Storage, file_name: str, name: str, size: int, *, write: bo
 
 
 def _create(storage: Storage, description: OverlayDescription) -> None:
-    for file in _left_over(storage.names()):
+    for file in ours(storage.names()):
         if file != LOCK:
             storage.unlink(file)
     for disk in description.identity.disks:
@@ -312,13 +314,9 @@ def _names(storage: Storage, name: str) -> list[str]:
         raise NotAnOverlay(f"{name}: it is no folder") from error
 
 
-def _left_over(names: list[str]) -> list[str]:
-    return [name for name in names if _OURS.fullmatch(name)]
-
-
 def _require_unfinished(storage: Storage, names: list[str], name: str) -> None:
     """Raise unless the folder is empty, or what an interrupted creation has left."""
-    foreign = [item for item in names if not _OURS.fullmatch(item)]
+    foreign = set(names).difference(ours(names))
     if foreign:
         raise NotAnOverlay(
             f"{name}: it holds {printable(min(foreign))!r} and is no overlay; name an empty folder or one that does "

@@ -31,14 +31,19 @@ BLOCK_SIZE = 4096
 BLOCK_SIZES = tuple(512 << shift for shift in range(8))
 """What a header may state: 512 bytes to 64 KiB."""
 
+GUARD_MAGIC = b"dfgd"
+PAGES_PER_GUARD = (PAGE_SIZE - PAGE.size) * 8
+"""3840 pages: a guard has one bit for each, set once the page is in the file for good. Guards follow the pages."""
+
 ABSENT, PRESENT, ZERO = 0, 1, 2
 """A block that only the source has; one that the data file has; one that reads as zero. 3 is not used."""
-_ABSENT_PAGE = bytes(PAGE_SIZE)
+ABSENT_PAGE = bytes(PAGE_SIZE)
+"""A page, or a guard, that was never written."""
 _NO_STATES = bytes(BLOCKS_PER_PAGE)
 _DIGITS = bytes.maketrans(b"\0\1\2\3", b"0123")
 _UNPACKED = tuple(bytes((byte & 3, byte >> 2 & 3, byte >> 4 & 3, byte >> 6)) for byte in range(256))
 _RESERVED_PAIRS = bytes(byte for byte in range(256) if 3 in _UNPACKED[byte])
-assert BLOCKS_PER_PAGE == 1920
+assert (BLOCKS_PER_PAGE, PAGES_PER_GUARD) == (1920, 3840)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +66,19 @@ class IndexHeader:
         return -(-self.block_count // BLOCKS_PER_PAGE)
 
     @property
+    def guard_count(self) -> int:
+        """Guards of the index."""
+        return -(-self.page_count // PAGES_PER_GUARD)
+
+    @property
+    def guards_offset(self) -> int:
+        """Where guard 0 begins."""
+        return page_offset(self.page_count)
+
+    @property
     def file_size(self) -> int:
         """The size of the whole index file."""
-        return PAGES_OFFSET + self.page_count * PAGE_SIZE
+        return self.guards_offset + self.guard_count * PAGE_SIZE
 
     def pack(self) -> bytes:
         """Return the sector that states this."""
@@ -101,8 +116,17 @@ def pack_page(overlay_id: bytes, number: int, states: bytes | bytearray) -> byte
     """Return the sector for the states of a page's blocks, one byte each."""
     # Reading the states as the digits of a number to the base 4 packs them at the speed of C.
     packed = int(states[::-1].translate(_DIGITS), 4).to_bytes(BLOCKS_PER_PAGE // 4, "little")
-    checksum = extend(extend(0, number.to_bytes(8, "little") + overlay_id), packed)
-    return PAGE.pack(PAGE_MAGIC, checksum, number, overlay_id) + packed
+    return _pack(PAGE_MAGIC, overlay_id, number, packed)
+
+
+def pack_guard(overlay_id: bytes, number: int, bits: bytes | bytearray) -> bytes:
+    """Return the sector for the bits of a guard."""
+    return _pack(GUARD_MAGIC, overlay_id, number, bytes(bits))
+
+
+def _pack(magic: bytes, overlay_id: bytes, number: int, body: bytes) -> bytes:
+    checksum = extend(extend(0, number.to_bytes(8, "little") + overlay_id), body)
+    return PAGE.pack(magic, checksum, number, overlay_id) + body
 
 
 def parse_page(sector: bytes, overlay_id: bytes, number: int, name: str) -> bytes:
@@ -110,20 +134,37 @@ def parse_page(sector: bytes, overlay_id: bytes, number: int, name: str) -> byte
 
     Raises DamagedOverlay, which names the page.
     """
-    if sector == _ABSENT_PAGE:
+    if sector == ABSENT_PAGE:
         return _NO_STATES
     where = f"{name}: page {number} at {page_offset(number):#x}"
+    packed = _body(sector, PAGE_MAGIC, overlay_id, number, where)
+    if packed.translate(None, _RESERVED_PAIRS) != packed:
+        raise DamagedOverlay(f"{where}: a block has the state 3, which has no meaning")
+    return b"".join([_UNPACKED[byte] for byte in packed])
+
+
+def parse_guard(sector: bytes, overlay_id: bytes, number: int, where: str) -> bytes:
+    """Return the bits of a guard, the lowest of a byte first; one that was never written has none.
+
+    Raises DamagedOverlay, which begins with `where`.
+    """
+    if sector == ABSENT_PAGE:
+        return bytes(PAGE_SIZE - PAGE.size)
+    return _body(sector, GUARD_MAGIC, overlay_id, number, where)
+
+
+def _body(sector: bytes, magic: bytes, overlay_id: bytes, number: int, where: str) -> bytes:
     if len(sector) != PAGE_SIZE:
         raise DamagedOverlay(f"{where}: {len(sector)} bytes are there, expected {PAGE_SIZE}")
-    magic, checksum, stated, owner = PAGE.unpack_from(sector)
-    if magic != PAGE_MAGIC:
-        raise DamagedOverlay(f"{where}: it begins with {magic!r}, expected {PAGE_MAGIC!r}")
+    found, checksum, stated, owner = PAGE.unpack_from(sector)
+    if found != magic:
+        raise DamagedOverlay(f"{where}: it begins with {found!r}, expected {magic!r}")
     computed = extend(0, sector[8:])
     if checksum != computed:
         raise DamagedOverlay(f"{where}: CRC-32C {checksum:#010x}, expected {computed:#010x}")
     if stated != number or owner != overlay_id:
-        raise DamagedOverlay(f"{where}: it is page {stated} of overlay {UUID(bytes=owner)}: it does not belong here")
-    packed = sector[PAGE.size :]
-    if packed.translate(None, _RESERVED_PAIRS) != packed:
-        raise DamagedOverlay(f"{where}: a block has the state 3, which has no meaning")
-    return b"".join([_UNPACKED[byte] for byte in packed])
+        raise DamagedOverlay(
+            f"{where}: it has the number {stated} and is of overlay {UUID(bytes=owner)}, expected {number} and "
+            f"{UUID(bytes=overlay_id)}"
+        )
+    return sector[PAGE.size :]
