@@ -24,7 +24,7 @@ from diskfs_formats.vhdx.metadata import read_metadata
 from diskfs_formats.vhdx.regions import read_regions
 from diskfs_formats.vmdk.cowd import COWD_MAGIC
 from diskfs_formats.vmdk.descriptor import MAX_DESCRIPTOR_SIZE, NO_PARENT, Descriptor, is_descriptor, parse_descriptor
-from diskfs_formats.vmdk.header import MAGIC, SECTOR, SPARSE_HEADER
+from diskfs_formats.vmdk.header import FLAG_MARKERS, GD_AT_END, MAGIC, SECTOR, SPARSE_HEADER
 from diskfs_formats.vmdk.sesparse import SESPARSE_MAGIC
 
 T = TypeVar("T")
@@ -55,7 +55,15 @@ class VmdkFacts:
     capacity_sectors: int | None = None
     descriptor: Descriptor | None = None
     descriptor_offset: int = 0
+    is_directory_at_end: bool = False
+    """Whether only a footer knows where the grain directory is."""
+    has_end_of_stream: bool = False
     problem: str = ""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the header says that the grains come with markers, the last of which ends the stream."""
+        return self.flags is not None and bool(self.flags & FLAG_MARKERS)
 
     @property
     def create_type(self) -> str:
@@ -224,6 +232,9 @@ def _vmdk_facts(source: ByteSource, window: ProbeWindow) -> VmdkFacts:
         capacity_sectors=raw.capacity,
         descriptor=found,
         descriptor_offset=offset,
+        is_directory_at_end=raw.gdOffset == GD_AT_END,
+        # An end-of-stream marker: val 0, size 0, type 0 (Virtual Disk Format 5.0, "Markers").
+        has_end_of_stream=not any(window.tail[-SECTOR:][:16]),
         problem=problem,
     )
 

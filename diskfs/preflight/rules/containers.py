@@ -8,8 +8,9 @@ from diskfs.preflight.container import DiskFile, VhdFacts, VmdkFacts
 from diskfs.preflight.facts import Facts
 from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, not_checked, passed, unknown
 from diskfs.preflight.rules.registry import check
-from diskfs_formats.errors import CorruptImage
+from diskfs_formats.errors import CorruptImage, UnknownFormat
 from diskfs_formats.findings import Finding, Severity
+from diskfs_formats.gzipped import GzipSource
 from diskfs_formats.vhd.footer import FOOTER_SIZE, DiskType
 from diskfs_formats.vmdk.descriptor import NO_PARENT
 from diskfs_formats.vmdk.extents import DEVICE_CREATE_TYPES, DEVICE_TYPES, SESPARSE_TYPE
@@ -50,6 +51,9 @@ def _formats(facts: Facts, taken: set[str], *, is_ova_taken: bool) -> Iterator[O
         yield passed(f"an OVA with {_count(len(facts.files), 'disk')}")
         if not facts.files:
             yield failed("the OVA has no disk with a file")
+        for file in facts.files:
+            if isinstance(file.stored, GzipSource):
+                yield unknown(f"{file} is compressed with gzip in the OVA, of which the guide says nothing")
     for file in facts.files:
         yield _format(facts, file, taken)
 
@@ -58,6 +62,8 @@ def _format(facts: Facts, file: DiskFile, taken: set[str]) -> Outcome:
     candidates = file.candidates
     if len(candidates) > 1:
         return unknown(f"{file} could be {' or '.join(candidates)}: say which with --format")
+    if isinstance(file.problem, UnknownFormat):
+        return unknown(str(file.problem))
     name = candidates[0]
     if name in taken:
         return passed(f"{file} is {name}" if name != "raw" else f"{file} is taken as raw: it has no other signature")
@@ -226,26 +232,34 @@ def _device(_facts: Facts, file: DiskFile, vmdk: VmdkFacts) -> Outcome:
 
 @check("VMIE-FMT-11")
 def vmdk_is_intact(facts: Facts) -> Iterator[Outcome]:
-    """Header, footer, grain directory and grain tables are read; with --deep every grain is inflated, and the OVA's
-    manifest compared, which reads the whole file.
+    """Header, footer, grain directory and end-of-stream marker are read; with --deep every grain is inflated, and an
+    OVA's manifest compared, which reads the whole file.
     """
-    vmdks = [file for file in facts.files if file.vmdk is not None]
+    vmdks = [(file, file.vmdk) for file in facts.files if file.vmdk is not None]
     if not vmdks:
         yield not_applicable("no disk is a VMDK")
         return
-    for file in vmdks:
+    for file, vmdk in vmdks:
         if file.problem is not None:
             yield (
                 failed(f"{file}: {file.problem}")
                 if isinstance(file.problem, CorruptImage)
                 else unknown(f"{file} could not be opened: {file.problem}")
             )
+        elif vmdk.is_stream and vmdk.is_directory_at_end and not vmdk.has_end_of_stream:
+            yield failed(f"{file}: the last 512 bytes are no end-of-stream marker: the file is incomplete")
         elif facts.deep and file.disk is not None:
             errors = list(_errors(file.disk.check()))
             for error in errors:
                 yield failed(f"{file}: {error.message}")
             if not errors:
                 yield passed(f"{file}: every grain can be inflated")
+        elif vmdk.is_stream and not vmdk.has_end_of_stream:
+            yield failed(
+                f"{file}: there is no end-of-stream marker in the last 512 bytes: qemu-img writes none",
+                _convert(facts, "disk.vmdk", _which(facts, file) + "-O vmdk"),
+                severity=Severity.WARNING,
+            )
         else:
             yield not_checked(f"{file}: the header is whole; inflating every grain reads the whole file: add --deep")
     appliance = facts.source.appliance if facts.container is not None else None

@@ -52,10 +52,11 @@ class Result:
 def run(facts: Facts) -> list[Result]:
     """Run every rule that applies to the operation, in the order of the catalogue."""
     operation = facts.request.operation.value
-    return [_result(rule, facts) for rule in rules().values() if operation in rule.operations]
+    return [run_rule(rule, facts) for rule in rules().values() if operation in rule.operations]
 
 
-def _result(rule: Rule, facts: Facts) -> Result:
+def run_rule(rule: Rule, facts: Facts) -> Result:
+    """Run one rule."""
     outcomes = list(_outcomes(rule, facts))
     status = next(status for status in _WORST_FIRST if any(outcome.status is status for outcome in outcomes))
     kept = [outcome for outcome in outcomes if outcome.status is status]
