@@ -62,6 +62,13 @@ class Node:
     holder: "SimulatedFile | None" = None
 
 
+def write_partly(node: Node, operation: Operation, count: int) -> None:
+    """Do the first `count` bytes of a write, for a watcher that is about to fail it."""
+    part = Operation("write", operation.offset, count, operation.data[:count])
+    part.apply(node.seen)
+    node.pending.append(part)
+
+
 @dataclass(slots=True)
 class NameChange:
     """A name that leads to another file from now on, or, with None, to none; `also` happens with it."""
@@ -87,12 +94,20 @@ class SimulatedStorage:
     """A folder; see diskfs.disks.overlay.storage.Storage. `watcher` sees every call, and may fail it."""
 
     def __init__(self, watcher: Watcher | None = None, *, recorded: bool = True) -> None:
+        """Begin without a folder; `recorded` is False where no power loss will be asked for."""
         self.watcher = watcher
         self.recorded = recorded
         self.seen: dict[str, Node] | None = None
         self.synced: dict[str, Node] = {}
         self.pending: list[NameChange] = []
         self._numbers = itertools.count()
+
+    def after_power_loss(self) -> "SimulatedStorage":
+        """Return what is left if nothing survives that was not synced."""
+        left = SimulatedStorage()
+        left.seen = {name: _survivor(node) for name, node in self.synced.items()}
+        left.synced = dict(left.seen)
+        return left
 
     def watch(self, kind: str, node: Node | None = None, operation: Operation | None = None) -> None:
         """Tell the watcher."""
@@ -181,12 +196,6 @@ class SimulatedFile:
         else:
             self.node.seen[offset : offset + len(data)] = data
 
-    def write_partly(self, operation: Operation, count: int) -> None:
-        """Do the first `count` bytes of a write, for a watcher that is about to fail it."""
-        part = Operation("write", operation.offset, count, operation.data[:count])
-        part.apply(self.node.seen)
-        self.node.pending.append(part)
-
     def punch(self, offset: int, length: int, /) -> bool:
         self._do(Operation("hole", offset, length))
         return True
@@ -245,6 +254,10 @@ class SimulatedFile:
     def close(self) -> None:
         if self.node.holder is self:
             self.node.holder = None
+
+
+def _survivor(node: Node) -> Node:
+    return Node(node.number, bytearray(node.synced), bytearray(node.synced))
 
 
 def _error(number: int) -> OSError:

@@ -356,12 +356,11 @@ class OverlayDisk:
         if self._closed:
             return
         try:
-            if self._failure is None:
-                self.flush()
-                try:
-                    self._map.finish()
-                except OSError as error:
-                    raise self._unwritten(error, "writing the index") from error
+            self.flush()
+            try:
+                self._map.finish()
+            except OSError as error:
+                raise self._unwritten(error, "writing the index") from error
         finally:
             self.abandon()
 

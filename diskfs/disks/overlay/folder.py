@@ -25,8 +25,8 @@ from diskfs.disks.overlay.description import (
 )
 from diskfs.disks.overlay.disk import NO_ROOM, OverlayDisk
 from diskfs.disks.overlay.identity import SourceIdentity
-from diskfs.disks.overlay.layout import BLOCK_SIZE, HEADER_SIZE, IndexHeader, parse_header
-from diskfs.disks.overlay.names import DESCRIPTION, LOCK, NEW_DESCRIPTION, data_name, index_name, ours
+from diskfs.disks.overlay.layout import BLOCK_SIZE, HEADER_SIZE, PAGES_OFFSET, IndexHeader, parse_header
+from diskfs.disks.overlay.names import DESCRIPTION, LOCK, NEW_DESCRIPTION, REMOVED, data_name, index_name, ours
 from diskfs.disks.overlay.storage import LocalStorage, Storage, StoredFile
 from diskfs.errors import (
     DamagedOverlay,
@@ -92,6 +92,8 @@ class OverlayFolder:
             if DESCRIPTION in storage.names():
                 description = _read_description(storage, name)
                 _require_same(description, identity, name, source)
+                # Whoever made it may have been stopped before its names were sure to stay.
+                storage.sync()
             else:
                 location = stored_location(source.location)
                 options = options or SourceOptions()
@@ -141,9 +143,8 @@ class OverlayFolder:
     def remove(folder: Path, *, storage: Storage | None = None) -> None:
         """Remove an overlay that nobody has open, damaged or not, and the folder if nothing else is in it.
 
-        Raises OverlayInUse, NotAnOverlay, NewerOverlay, or OverlayError.
-
-        The description goes first, so that an interruption leaves an unfinished overlay and never a damaged one.
+        Raises OverlayInUse, NotAnOverlay, NewerOverlay, or OverlayError. After an interruption the folder is an overlay
+        with all its changes, or what is left of it is removed by the next `open` or `remove`.
         """
         name = printable(str(folder))
         storage = storage or LocalStorage(folder)
@@ -153,15 +154,12 @@ class OverlayFolder:
                 raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
             lock = _locked(storage, name)
             try:
-                names = storage.names()
-                if DESCRIPTION in names:
+                if DESCRIPTION in storage.names():
                     with contextlib.suppress(DamagedOverlay):
                         _read_description(storage, name)
-                    storage.unlink(DESCRIPTION)
+                    storage.rename(DESCRIPTION, REMOVED)
                     storage.sync()
-                for file in ours(names):
-                    if file not in (DESCRIPTION, LOCK):
-                        storage.unlink(file)
+                _remove_files(storage)
                 storage.unlink(LOCK)
                 storage.sync()
                 if not storage.names():
@@ -264,9 +262,7 @@ def _opened(storage: Storage, file_name: str, name: str, size: int, *, write: bo
 
 
 def _create(storage: Storage, description: OverlayDescription) -> None:
-    for file in ours(storage.names()):
-        if file != LOCK:
-            storage.unlink(file)
+    _remove_files(storage)
     for disk in description.identity.disks:
         header = IndexHeader(description.id, disk.index, description.block_size, disk.virtual_size)
         create_files(storage, header)
@@ -275,6 +271,17 @@ def _create(storage: Storage, description: OverlayDescription) -> None:
     storage.sync()
     storage.rename(NEW_DESCRIPTION, DESCRIPTION)
     storage.sync()
+
+
+def _remove_files(storage: Storage) -> None:
+    """Remove all but the lock; what says that they may go is the last to go."""
+    names = ours(storage.names())
+    for file in names:
+        if file not in (REMOVED, LOCK):
+            storage.unlink(file)
+    if REMOVED in names:
+        storage.sync()
+        storage.unlink(REMOVED)
 
 
 def _make(storage: Storage, name: str, size: int, content: bytes = b"") -> None:
@@ -322,19 +329,23 @@ def _require_unfinished(storage: Storage, names: list[str], name: str) -> None:
             f"{name}: it holds {printable(min(foreign))!r} and is no overlay; name an empty folder or one that does "
             "not exist yet"
         )
-    for file_name in names:
+    for file_name in names if REMOVED not in names else ():
         if not file_name.endswith(".index"):
             continue
         file = storage.open(file_name, write=False)
         try:
             # A new index is its header alone, so whatever else is in it was put there by an overlay in use.
-            if any(True for _ in file.data_ranges(4096, file.size())):
+            if any(_has_content(file, *found) for found in file.data_ranges(PAGES_OFFSET, file.size())):
                 raise DamagedOverlay(
                     f"{name}: {DESCRIPTION} is missing, and {file_name} describes changes of a disk; put it back, or "
                     "use another folder"
                 )
         finally:
             file.close()
+
+
+def _has_content(file: StoredFile, start: int, end: int) -> bool:
+    return any(any(file.read_at(offset, min(1 << 20, end - offset))) for offset in range(start, end, 1 << 20))
 
 
 def _locked(storage: Storage, name: str) -> StoredFile:

@@ -4,8 +4,10 @@ import re
 
 DESCRIPTION = "overlay.json"
 NEW_DESCRIPTION = "overlay.json.new"
+REMOVED = "overlay.json.removed"
+"""What the description is called while the overlay is being removed: whoever finds it removes the rest."""
 LOCK = "lock"
-_OURS = re.compile(r"lock|overlay\.json(\.new)?|disk\d+\.index|disk\d+\.data(\.\d+)?")
+_OURS = re.compile(r"lock|overlay\.json(\.new|\.removed)?|disk\d+\.index|disk\d+\.data(\.\d+)?")
 
 
 def index_name(disk: int) -> str:
