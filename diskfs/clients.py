@@ -92,8 +92,12 @@ def s3_client(
     sign: bool,
     read_timeout: float,
     location: str,
+    send_timeout: float = CONNECT_TIMEOUT,
 ) -> Any:
-    """Return a client for S3, with boto3's own search for credentials. Raises AccessDenied, or SourceError."""
+    """Return a client for S3, with boto3's own search for credentials. Raises AccessDenied, or SourceError.
+
+    `send_timeout` is how many seconds connecting may take, and each piece of a body until the network has taken it.
+    """
     import boto3  # noqa: PLC0415 - takes a fifth of a second
     from botocore import UNSIGNED  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
@@ -102,7 +106,7 @@ def s3_client(
     config = Config(
         max_pool_connections=MAX_CONNECTIONS,
         tcp_keepalive=True,
-        connect_timeout=CONNECT_TIMEOUT,
+        connect_timeout=send_timeout,
         read_timeout=read_timeout,
         retries={"mode": "standard", "total_max_attempts": 1},
         # A range must not be checked against the sum of the whole object, which some servers send with it.

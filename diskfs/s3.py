@@ -22,7 +22,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from diskfs.clients import s3_client
+from diskfs.clients import CONNECT_TIMEOUT, s3_client
 from diskfs.errors import AccessDenied, SourceError
 from diskfs.retrying import Transient, seconds_asked
 from diskfs_formats.text import printable
@@ -54,13 +54,14 @@ class S3Place(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How S3 is reached: what a client is made for. `read_timeout` is in seconds without a byte."""
+    """How S3 is reached: what a client is made for. The timeouts are in seconds without a byte received, or taken."""
 
     endpoint_url: str | None
     region: str | None
     profile: str | None
     sign: bool
     read_timeout: float
+    send_timeout: float = CONNECT_TIMEOUT
 
 
 class Refused(Exception):

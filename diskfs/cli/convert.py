@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from diskfs.cli import exit_codes
-from diskfs.cli.options import add_json, add_source, number
+from diskfs.cli.options import add_json, add_source, number, remote_options
 from diskfs.cli.output import human_size, print_error, print_json, print_line
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ FORMATS = ("raw", "vmdk", "vhd", "vhdx", "ova")
 SUFFIXES = {".raw": "raw", ".img": "raw", ".vmdk": "vmdk", ".vhd": "vhd", ".vhdx": "vhdx", ".ova": "ova"}
 MAX_THREADS = 512
 LEVELS = range(1, 13)
+VHD_SECTOR = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Add TARGET and how it is written."""
-    parser.add_argument("target", metavar="TARGET", help="a file, a block device, or - for standard output")
+    parser.add_argument(
+        "target", metavar="TARGET", help="a file, a block device, s3://BUCKET/KEY, or - for standard output"
+    )
     parser.add_argument(
         "-O", dest="output_format", metavar="FORMAT", choices=FORMATS,
         help=f"the format to write: {', '.join(FORMATS)} (default: what TARGET's name ends with)",
@@ -88,7 +91,7 @@ def write_target(options: argparse.Namespace, opened: "OpenedSource") -> int:
         reproducible=options.reproducible,
         azure=options.azure,
     )
-    job = Job(options.target, _format(options), write_options, options.force, options.verify)
+    job = Job(options.target, _format(options), write_options, options.force, options.verify, remote_options(options))
     bars = ProgressBars(options)
     if job.format == "ova":
         from diskfs.convert.appliance import convert_appliance, kept_descriptor
@@ -150,6 +153,15 @@ def _misplaced(options: argparse.Namespace, name: str) -> str | None:
     return None
 
 
+def _warn_of_sectors(options: argparse.Namespace, name: str, sector_size: int) -> None:
+    """Say what a whole disk loses in a format that cannot state its sector size; its bytes are all written."""
+    if name == "vhd" and sector_size != VHD_SECTOR and options.partition is None and not options.quiet:
+        print_error(
+            f"warning: {options.source}: its sectors have {sector_size} bytes, which a VHD cannot say: whoever opens "
+            f"{options.target} counts in {VHD_SECTOR} bytes and does not find the partitions; vhdx keeps it"
+        )
+
+
 def _report(options: argparse.Namespace, name: str, summary: "Summary", *, to_output: bool) -> None:
     if options.json:
         print_json(
@@ -166,11 +178,14 @@ def _report(options: argparse.Namespace, name: str, summary: "Summary", *, to_ou
                 "seconds": round(summary.seconds, 3),
                 "ratio": None if summary.ratio is None else round(summary.ratio, 4),
                 "verified": summary.verified,
+                **({} if summary.upload is None else {"upload": summary.upload}),
             }
         )
     elif not options.quiet and not to_output:
         verified = ", read back and verified" if summary.verified else ""
+        upload = summary.upload
+        sent = f", {upload['requests']} requests ({upload['retries']} of them repeated)" if upload else ""
         print_line(
             f"{options.target}: {name} {summary.variant}, {human_size(summary.read)} of data in "
-            f"{human_size(summary.written)} written, {summary.seconds:.1f} s{verified}"
+            f"{human_size(summary.written)} written, {summary.seconds:.1f} s{sent}{verified}"
         )

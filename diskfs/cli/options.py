@@ -140,7 +140,9 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
 
 
 def remote_options(options: argparse.Namespace) -> RemoteOptions:
-    """Return what the options of `add_remote` say."""
+    """Return what the options of `add_remote` say; of a command that has none of them, what holds without."""
+    if not hasattr(options, "endpoint_url"):
+        return RemoteOptions()
     return RemoteOptions(
         endpoint_url=options.endpoint_url,
         region=options.region,

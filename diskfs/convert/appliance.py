@@ -15,12 +15,25 @@ from typing import cast
 from urllib.parse import unquote
 
 from diskfs.convert.copy import copy_disk
-from diskfs.convert.job import CountedDisk, Job, Phase, Sinks, Summary, drop_cached, require_same
+from diskfs.convert.job import (
+    STREAM_TABLES,
+    CountedDisk,
+    Job,
+    Phase,
+    Sinks,
+    Summary,
+    Target,
+    drop_cached,
+    largest_stream,
+    open_written,
+    require_same,
+)
 from diskfs.errors import SinkError
 from diskfs.sinks.file import FileSink
 from diskfs.sinks.pipe import PipeSink
-from diskfs.sinks.positioned import PositionedSink
+from diskfs.sinks.positioned import ObjectSink, PositionedSink
 from diskfs.sources.file import open_file
+from diskfs.sources.locate import LocatedSource
 from diskfs_formats.binary import align_up
 from diskfs_formats.driver import DiskImage, NoRelatedFiles
 from diskfs_formats.errors import CorruptImage, UnsupportedFeature
@@ -71,16 +84,14 @@ def convert_appliance(
         if isinstance(main, PipeSink):
             # A tar says a member's size before its bytes: the whole is made beside, and goes through the pipe then.
             _through_temporary(plan, main, phase, summary)
+        elif isinstance(main, ObjectSink):
+            main.expect(_largest(plan), exact=False)
+            _write(plan, main, phase, summary)
         elif isinstance(main, FileSink):
             _write(plan, main, phase, summary)
         else:
             raise SinkError(f"{main.name}: an appliance is an archive, and goes to a file or a pipe, not to a device")
-        if job.verify:
-            assert isinstance(main, FileSink)
-            main.flush()
-            _verify(plan, main.partial, phase)
-            summary.verified = True
-        sinks.commit()
+        sinks.finish(summary, lambda: _verify(plan, main, phase))
     summary.seconds = time.monotonic() - begin
     return summary
 
@@ -134,7 +145,7 @@ class _Plan:
         return "".join(f"SHA256({name})= {digest}\n" for name, digest in zip(names, digests, strict=True)).encode()
 
 
-def _write(plan: _Plan, sink: PositionedSink, phase: Phase, summary: Summary) -> None:
+def _write(plan: _Plan, sink: PositionedSink | ObjectSink, phase: Phase, summary: Summary) -> None:
     options = plan.job.options
     mtime = creation_time(options) or 0
     ovf_name, mf_name = f"{plan.stem}.ovf", f"{plan.stem}.mf"
@@ -192,7 +203,7 @@ def _write_file(source: ByteSource, member: "_MemberSink", progress: Progress) -
 class _MemberSink:
     """Appends to a member of the archive, from a place in it, and digests what passes."""
 
-    def __init__(self, sink: PositionedSink, offset: int, name: str) -> None:
+    def __init__(self, sink: PositionedSink | ObjectSink, offset: int, name: str) -> None:
         self.name = name
         self.size = 0
         self._sink = sink
@@ -234,10 +245,25 @@ def _through_temporary(plan: _Plan, pipe: PipeSink, phase: Phase, summary: Summa
             sink.abort()
 
 
-def _verify(plan: _Plan, path: Path, phase: Phase) -> None:
+def _largest(plan: _Plan) -> int:
+    """Return what the archive is not larger than, in bytes."""
+    sizes = [
+        largest_stream(content.size) if name in plan.names else content.size + _HEADER_SIZE
+        for name, content in plan.members
+    ]
+    return plan.descriptor_space() + sum(sizes) + STREAM_TABLES
+
+
+def _verify(plan: _Plan, sink: Target, phase: Phase) -> None:
     """Read back every disk, and compare every digest."""
-    source = open_file(path)
-    drop_cached(source)
+    source: LocatedSource
+    if isinstance(sink, ObjectSink):
+        source = open_written(sink, plan.job)
+    else:
+        assert isinstance(sink, FileSink)
+        sink.flush()
+        source = open_file(sink.partial)
+        drop_cached(source)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         appliance = open_ova(source)

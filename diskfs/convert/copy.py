@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diskfs.sinks.positioned import GatheringSink, PositionedSink
+from diskfs.sinks.positioned import GatheringSink, ObjectSink, PositionedSink
 from diskfs_formats.bulk import Piece, data_pieces, read_piece
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.layout import Table
@@ -40,6 +40,8 @@ def copy_disk(content: DiskImage, sink: Sink, progress: Progress, *, threads: in
 def _copy_appending(content: DiskImage, sink: Sink, progress: Progress, threads: int | None) -> Copied:
     copied = Copied()
     position = 0
+    if isinstance(sink, ObjectSink):
+        sink.expect(content.size, exact=True)
 
     def one_by_one(buffers: Sequence[Buffer], /) -> None:
         for buffer in buffers:

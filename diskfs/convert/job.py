@@ -5,29 +5,39 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
+from diskfs.clients import READ_TIMEOUT
 from diskfs.convert.compare import first_difference
 from diskfs.convert.copy import Copied, copy_disk
 from diskfs.errors import SinkError
 from diskfs.sinks.device import DeviceSink
 from diskfs.sinks.file import FileSink
-from diskfs.sinks.opening import STANDARD_OUTPUT, open_target, target_status
+from diskfs.sinks.opening import STANDARD_OUTPUT, is_s3, open_target, target_status
 from diskfs.sinks.pipe import PipeSink
+from diskfs.sinks.positioned import ObjectSink
 from diskfs.sources.file import FileSource, open_file, open_files
-from diskfs_formats.driver import DiskImage, ImageInfo, NoRelatedFiles
-from diskfs_formats.errors import ChecksumMismatch, ParentUnavailable, UnsupportedFeature
+from diskfs.sources.locate import LocatedSource, files_beside, open_location
+from diskfs.sources.locations import RemoteOptions
+from diskfs_formats.driver import DiskImage, ImageInfo, NoRelatedFiles, RelatedFiles
+from diskfs_formats.errors import ChecksumMismatch, CorruptImage, ParentUnavailable, UnsupportedFeature
 from diskfs_formats.extents import Extent, ExtentKind
 from diskfs_formats.registry import driver_named, writer_for
 from diskfs_formats.source import ByteSource, SourceSlice
 from diskfs_formats.text import printable
 from diskfs_formats.writer import Progress, Sink, StreamWriter, WriteOptions
 
+if TYPE_CHECKING:
+    from diskfs.sinks.s3_multipart import S3Sink
+
 Phase: TypeAlias = Callable[[str, int], AbstractContextManager[Progress]]
 """Begins a phase of the work, of so many bytes, and gives what is to be told of its progress."""
-Target: TypeAlias = FileSink | PipeSink | DeviceSink
+Target: TypeAlias = "FileSink | PipeSink | DeviceSink | S3Sink"
+STREAM_OVERHEAD = 32
+"""A stream is at most this part larger than its disk, and STREAM_TABLES: grains that do not compress, and markers."""
+STREAM_TABLES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,8 @@ class Job:
     options: WriteOptions
     replace: bool = False
     verify: bool = False
+    remote: RemoteOptions = field(default_factory=RemoteOptions)
+    """How S3 is reached, for a target there."""
 
 
 @dataclass(slots=True)
@@ -52,6 +64,8 @@ class Summary:
     file_size: int = 0
     seconds: float = 0.0
     verified: bool = False
+    upload: dict[str, int] | None = None
+    """Of targets in S3: `requests`, of them `retries`, and `bytes_sent`."""
 
     @property
     def skipped(self) -> int:
@@ -76,6 +90,8 @@ def convert_disk(disk: DiskImage, job: Job, phase: Phase) -> Summary:
     with Sinks(job) as sinks:
         sink = sinks.open_main()
         if isinstance(writer, StreamWriter):
+            if isinstance(sink, ObjectSink):
+                sink.expect(largest_stream(disk.size), exact=False)
             counted, counting = CountedDisk(disk), CountingSink(sink)
             with phase("writing", disk.size) as progress:
                 writer.write(counted, counting, options, progress)
@@ -89,10 +105,7 @@ def convert_disk(disk: DiskImage, job: Job, phase: Phase) -> Summary:
             with phase("writing", summary.file_size) as progress:
                 for file, target in zip(files, targets, strict=True):
                     _add(summary, copy_disk(file.content, target, progress, threads=options.threads))
-        if job.verify:
-            _verify(disk, job, sinks, main_size, phase)
-            summary.verified = True
-        sinks.commit()
+        sinks.finish(summary, lambda: _verify(disk, job, sinks, main_size, phase))
     summary.seconds = time.monotonic() - begin
     return summary
 
@@ -110,7 +123,9 @@ class Sinks:
 
     def open_beside(self, file_name: str) -> Target:
         """Open a further file in the target's folder."""
-        if not isinstance(next(iter(self._open.values())), FileSink):
+        if isinstance(self.main, ObjectSink):
+            return self._opened(f"{self._job.target.rpartition('/')[0]}/{file_name}")
+        if not isinstance(self.main, FileSink):
             raise SinkError(
                 f"{printable(self._job.target)}: this variant is several files, and they can only go to a folder; "
                 "choose another --variant"
@@ -127,6 +142,27 @@ class Sinks:
         """The target itself."""
         return next(iter(self._open.values()))
 
+    def finish(self, summary: Summary, verify: Callable[[], None]) -> None:
+        """Publish everything, and read it back if the job says so: before it is published, where that can be."""
+        objects = [sink for sink in self._open.values() if isinstance(sink, ObjectSink)]
+        if self._job.verify and not objects:
+            verify()
+        try:
+            self.commit()
+            if self._job.verify and objects:
+                verify()
+        except (ChecksumMismatch, CorruptImage, SinkError):
+            for sink in objects:
+                with contextlib.suppress(SinkError):
+                    sink.withdraw()
+            raise
+        summary.verified = self._job.verify
+        if objects:
+            summary.upload = {
+                name: sum(getattr(sink.counts, name) for sink in objects)
+                for name in ("requests", "retries", "bytes_sent")
+            }
+
     def commit(self) -> None:
         """Publish them all, the main one last: only that one makes an image of the others."""
         for sink in self._open.values():
@@ -136,8 +172,13 @@ class Sinks:
             sink.commit()
 
     def _opened(self, target: str) -> Target:
-        require_no_source(target)
-        sink = self._open[target] = open_target(target, replace=self._job.replace)
+        sink: Target
+        if is_s3(target):
+            sink = _open_object(target, self._job)
+        else:
+            require_no_source(target)
+            sink = open_target(target, replace=self._job.replace)
+        self._open[target] = sink
         return sink
 
     def __enter__(self) -> Self:
@@ -146,6 +187,26 @@ class Sinks:
     def __exit__(self, *_: object) -> None:
         for sink in self._open.values():
             sink.abort()
+
+
+def _open_object(target: str, job: Job) -> "S3Sink":
+    # Loaded here: boto3 takes a quarter of a second, and a file needs none of it.
+    from diskfs.sinks.s3_multipart import S3Sink, target_place  # noqa: PLC0415
+    from diskfs.sources.remote_source import names_object  # noqa: PLC0415
+    from diskfs.sources.s3 import way_of  # noqa: PLC0415
+
+    place = target_place(target)
+    source = names_object(place.bucket, place.key)
+    if source is not None:
+        raise SinkError(f"{printable(target)}: it is {source}, which is being read; choose another target")
+    way = way_of(job.remote, READ_TIMEOUT)
+    payer = job.remote.requester_pays
+    return S3Sink(target, way, replace=job.replace, deadline=job.remote.deadline, requester_pays=payer)
+
+
+def largest_stream(disk_size: int) -> int:
+    """Return what a stream-optimized image of a disk is not larger than, in bytes."""
+    return disk_size + disk_size // STREAM_OVERHEAD + STREAM_TABLES
 
 
 def require_no_source(target: str) -> None:
@@ -247,14 +308,26 @@ class _PartialFiles(NoRelatedFiles):
 def _verify(disk: DiskImage, job: Job, sinks: Sinks, size: int, phase: Phase) -> None:
     """Read back what was written, by its format's own driver, and compare it with the disk."""
     with contextlib.ExitStack() as stack:
-        written = stack.enter_context(contextlib.closing(_written(sinks.main, size)))
-        related = _PartialFiles(sinks.files)
+        main = sinks.main
+        related: RelatedFiles
+        if isinstance(main, ObjectSink):
+            source = stack.enter_context(contextlib.closing(open_written(main, job)))
+            written: ByteSource = source
+            related = files_beside(source, options=job.remote)
+        else:
+            written = stack.enter_context(contextlib.closing(_written(main, size)))
+            related = _PartialFiles(sinks.files)
         image = driver_named(job.format).open(written, related)
         stack.callback(image.close)
         require_same(disk, image, job, phase, stack)
 
 
-def _written(sink: Target, size: int) -> ByteSource:
+def open_written(sink: ObjectSink, job: Job) -> LocatedSource:
+    """Open what was just published, as anybody would: nothing of it comes from a cache."""
+    return open_location(sink.location, replace(job.remote, cache_folder=None))
+
+
+def _written(sink: FileSink | PipeSink | DeviceSink, size: int) -> ByteSource:
     """Return what was written as a source, from the disk and not from memory where that can be had."""
     if isinstance(sink, PipeSink):
         raise UnsupportedFeature("what went into a pipe cannot be read back; leave --verify out")
@@ -280,6 +353,10 @@ def require_same(disk: DiskImage, image: DiskImage, job: Job, phase: Phase, stac
     different = first_difference(disk, image, progress, threads=job.options.threads)
     if different is not None:
         raise ChecksumMismatch(
-            f"{printable(job.target)}: what was written differs from {disk.name} at offset {different:#x}; the target "
-            "was left as it was: check the disk that it lies on"
+            f"{printable(job.target)}: what was written differs from {disk.name} at offset {different:#x}; "
+            + (
+                "the object was removed"
+                if is_s3(job.target)
+                else "the target was left as it was: check the disk that it lies on"
+            )
         )

@@ -1,6 +1,7 @@
 """From what a user typed to a target."""
 
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -13,6 +14,13 @@ from diskfs.sinks.positioned import sink_error
 from diskfs_formats.text import printable
 
 STANDARD_OUTPUT = "-"
+_S3 = re.compile(r"s3://", re.IGNORECASE)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_s3(target: str) -> bool:
+    """Tell whether a target is an object in S3; `s3_multipart` writes it."""
+    return _S3.match(target) is not None
 
 
 def target_status(target: str) -> os.stat_result | None:
@@ -32,6 +40,10 @@ def open_target(target: str, *, replace: bool = False) -> FileSink | PipeSink | 
     """
     if target == STANDARD_OUTPUT:
         return PipeSink(os.dup(sys.stdout.fileno()), "standard output")
+    if _URL.match(target):
+        raise SinkError(
+            f"{printable(target.partition('?')[0])}: nothing can be written there; use a path or s3://BUCKET/KEY"
+        )
     status = target_status(target)
     name = printable(target)
     if status is None or stat.S_ISREG(status.st_mode):

@@ -16,6 +16,17 @@ MAX_BUFFERS = 512
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+class Counts(Protocol):
+    """What writing to a store has cost: requests, of them tries after the first, and bytes sent."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def bytes_sent(self) -> int: ...
+
+
 @runtime_checkable
 class PositionedSink(Sink, Protocol):
     """A target that takes its bytes in any order and from several threads at once; one that is also appended to goes on
@@ -46,6 +57,44 @@ class GatheringSink(Sink, Protocol):
 
     def write_all(self, buffers: Sequence[Buffer], /) -> None:
         """Append the buffers, one after the other."""
+        ...
+
+
+@runtime_checkable
+class ObjectSink(GatheringSink, Protocol):
+    """A target that is an object of a store, which shows it only after `commit`, and cannot read it back before.
+
+    Bytes may be written out of order, as long as few parts of the object are incomplete at a time.
+    """
+
+    @property
+    def location(self) -> str:
+        """The target, to be read."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """What writing has cost so far."""
+        ...
+
+    def expect(self, size: int, /, *, exact: bool) -> None:
+        """Say, before anything is written, how large the object will be, or, unless `exact`, at most."""
+        ...
+
+    def set_size(self, size: int, /) -> None:
+        """Say how large the object is, when everything was written."""
+        ...
+
+    def write_at(self, offset: int, buffers: Sequence[Buffer], /) -> None:
+        """Write the buffers, one after the other, from `offset`; each byte once."""
+        ...
+
+    def flush(self) -> None:
+        """Have everything in the store."""
+        ...
+
+    def withdraw(self) -> None:
+        """Remove the object that was committed, if it is still the same; an older one is not brought back."""
         ...
 
 

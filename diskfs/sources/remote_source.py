@@ -7,10 +7,11 @@ import os
 import stat
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from diskfs.errors import SourceError
 from diskfs.retrying import Transient
@@ -36,6 +37,7 @@ class RemoteSource:
         self._content = content
         self._name = name
         self._opened = time.time_ns()
+        _OPEN.add(self)
 
     @property
     def name(self) -> str:
@@ -82,7 +84,28 @@ class RemoteSource:
         return open_remote(_beside(self._location, file_name), self._options)
 
     def close(self) -> None:
+        _OPEN.discard(self)
         self._content.close()
+
+
+_OPEN: "weakref.WeakSet[RemoteSource]" = weakref.WeakSet()
+
+
+def names_object(bucket: str, key: str) -> str | None:
+    """Return the name of an open source that is this object in S3, by an s3:// location or by what looks like its URL;
+    None if there is none.
+    """
+    for source in list(_OPEN):
+        scheme, _, place = source.name.partition("://")
+        authority, _, path = place.partition("/")
+        if scheme.lower() == "s3":
+            is_it = authority == bucket and path.partition("?versionId=")[0] == key
+        else:
+            path = unquote(path)
+            is_it = path == f"{bucket}/{key}" or (path == key and authority.startswith(f"{bucket}."))
+        if is_it:
+            return source.name
+    return None
 
 
 def open_remote(location: str, options: RemoteOptions) -> RemoteSource:
