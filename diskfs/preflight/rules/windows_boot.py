@@ -125,10 +125,10 @@ def default_boot_mode(facts: Facts) -> Iterator[Outcome]:
         yield passed(f"{prediction.mode}: {prediction.reason}")
 
 
-@check("VMIE-BOOT-04", "VMIE-BOOT-05")
+@check("VMIE-BOOT-04")
 def gpt_stays(facts: Facts) -> Iterator[Outcome]:
-    """The GPT of a Windows system is not converted to MBR: that happens if both modes fit, no --boot-mode is given, and
-    the criteria of VMIE-BOOT-03 are met.
+    """The GPT of a Windows system that fits both modes is not converted to MBR: --boot-mode is given, or a criterion of
+    VMIE-BOOT-03 is not met.
     """
     index, table = _system_disk(facts)
     if not _is_gpt(table):
@@ -139,6 +139,26 @@ def gpt_stays(facts: Facts) -> Iterator[Outcome]:
         yield failed(f"disk{index} has a GPT, and {prediction.reason}", "give --boot-mode uefi to keep it")
     else:
         yield passed(f"the GPT of disk{index} stays: {prediction.reason}")
+
+
+@check("VMIE-BOOT-05")
+def uefi_disk_stays(facts: Facts) -> Iterator[Outcome]:
+    """The GPT of a Windows system that fits UEFI, perhaps UEFI alone, is not converted to MBR: --boot-mode is given, or
+    a criterion of VMIE-BOOT-03 is not met.
+    """
+    index, table = _system_disk(facts)
+    given = facts.request.boot_mode
+    if not _is_gpt(table) or UEFI not in windows_of(facts).boot.fits:
+        yield not_applicable(f"disk{index} has no GPT, or no loader for UEFI")
+        return
+    against = [f"--boot-mode {given}"] if given is not None else list(_against_conversion(facts))
+    if against:
+        yield passed(f"the GPT of disk{index} stays: {'; '.join(against)}")
+    else:
+        yield failed(
+            f"disk{index} has a GPT and meets all criteria: it may be converted to MBR",
+            "give --boot-mode uefi to keep it",
+        )
 
 
 @check("VMIE-WIN-05")
