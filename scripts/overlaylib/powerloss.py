@@ -85,7 +85,8 @@ class Workload:
             self.header, self.base, files, {file.number: bytes(file.synced) for file in files.values()}
         )
         self.below: DiskImage = memory_disk(self.base)
-        self.disk: OverlayDisk = open_disk(self.storage, self.header, "overlay", self.below)
+        kept = self.rng.choice((2, 8192))
+        self.disk: OverlayDisk = open_disk(self.storage, self.header, "overlay", self.below, pages_kept=kept)
         self.changes = 0
         self.unfinished: int | None = None
         self.during: Callable[[str], None] | None = None

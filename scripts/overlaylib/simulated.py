@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from diskfs.disks.overlay.storage import StoredFile
 from diskfs_formats.source import Buffer
@@ -86,6 +87,8 @@ class NameChange:
             self.also.apply(names)
 
 
+Entry: TypeAlias = "tuple[Node, Operation | None] | NameChange | None"
+"""Of a journal: an operation on a file or, with None, its sync; a change of names; with None, their sync."""
 Watcher = Callable[[str, Node | None, Operation | None], None]
 """Called before each operation with its kind, the file and what it does; may raise OSError in its stead."""
 
@@ -100,6 +103,7 @@ class SimulatedStorage:
         self.seen: dict[str, Node] | None = None
         self.synced: dict[str, Node] = {}
         self.pending: list[NameChange] = []
+        self.journal: list[Entry] = []
         self._numbers = itertools.count()
 
     def after_power_loss(self) -> "SimulatedStorage":
@@ -141,6 +145,7 @@ class SimulatedStorage:
     def _change(self, change: NameChange) -> None:
         change.apply(self._names())
         self.pending.append(change)
+        self.journal.append(change)
 
     def rename(self, name: str, new_name: str, /) -> None:
         self.watch("rename")
@@ -161,6 +166,7 @@ class SimulatedStorage:
         for change in self.pending:
             change.apply(self.synced)
         self.pending.clear()
+        self.journal.append(None)
 
     def remove_folder(self) -> None:
         self.watch("remove-folder")
@@ -189,6 +195,7 @@ class SimulatedFile:
         operation.apply(self.node.seen)
         if self.storage.recorded:
             self.node.pending.append(operation)
+            self.storage.journal.append((self.node, operation))
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
         if self.storage.recorded:
@@ -236,6 +243,8 @@ class SimulatedFile:
         for operation in node.pending:
             operation.apply(node.synced)
         node.pending.clear()
+        if self.storage.recorded:
+            self.storage.journal.append((node, None))
 
     def forget_clean_pages(self) -> None:
         self.storage.watch("forget", self.node)

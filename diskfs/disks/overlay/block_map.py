@@ -17,8 +17,6 @@ from diskfs.disks.overlay.storage import StoredFile
 
 PAGES_KEPT = 8192
 """Pages in memory, of 2 KiB each: 16 MiB describe 60 GiB of the disk."""
-DIRTY_PAGES = 2048
-"""Pages that wait to be written before a flush is due, asked for or not."""
 SCAN_SIZE = 64 << 20
 """Bytes of an index that are checked when it is opened, which describe 960 GiB; the rest is checked when it is read."""
 _CHUNK = 1 << 20
@@ -51,6 +49,8 @@ class BlockMap:
         self._writing: dict[int, Page] = {}
         self._kept = pages_kept
         self._reserved: set[int] = set()
+        self.most_dirty = pages_kept // 4
+        """Pages that may wait to be written; with more, a flush is due, asked for or not."""
         self._lock = threading.Lock()
 
     @property

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from diskfs.disks.overlay.block_map import DIRTY_PAGES, BlockMap
+from diskfs.disks.overlay.block_map import BlockMap
 from diskfs.disks.overlay.data_file import DataFile
 from diskfs.disks.overlay.layout import ABSENT, BLOCKS_PER_PAGE, PRESENT, ZERO
 from diskfs.disks.overlay.storage import SECTOR
@@ -177,7 +177,7 @@ class OverlayDisk:
             require_range(self, offset, length)
         if self._failure is not None:
             raise self._failed()
-        if self._map.dirty_pages > DIRTY_PAGES:
+        if self._map.dirty_pages > self._map.most_dirty:
             self.flush()
         number = offset // self._page_span
         page_end = (number + 1) * self._page_span
@@ -271,7 +271,7 @@ class OverlayDisk:
         while first < last:
             number = first // BLOCKS_PER_PAGE
             stop = min(last, (number + 1) * BLOCKS_PER_PAGE)
-            if self._map.dirty_pages > DIRTY_PAGES:
+            if self._map.dirty_pages > self._map.most_dirty:
                 self.flush()
             self._discard_part(number, first - number * BLOCKS_PER_PAGE, stop - number * BLOCKS_PER_PAGE)
             first = stop
