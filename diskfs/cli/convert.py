@@ -19,6 +19,7 @@ SUFFIXES = {".raw": "raw", ".img": "raw", ".vmdk": "vmdk", ".vhd": "vhd", ".vhdx
 MAX_THREADS = 512
 LEVELS = range(1, 13)
 VHD_SECTOR = 512
+VHD_SECTOR = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +104,9 @@ def write_target(options: argparse.Namespace, opened: "OpenedSource") -> int:
         else:
             summary = convert_appliance([select(opened, options.disk or 0, options.partition)], job, bars)
     else:
-        summary = convert_disk(select(opened, options.disk or 0, options.partition), job, bars)
+        disk = select(opened, options.disk or 0, options.partition)
+        _warn_of_sectors(options, job.format, disk.info.sector_size)
+        summary = convert_disk(disk, job, bars)
     _report(options, job.format, summary, to_output=to_output)
     return exit_codes.DONE
 

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from tests.convert.commands import MIB, diskfs, make_raw
-from tests.fuse.mounting import run
+from tests.fuse.mounting import ROOT, run
 
 
 @pytest.fixture
@@ -37,7 +38,31 @@ def test_the_first_difference_is_named(offset: int, is_swapped: bool, raw: Path,
     result = diskfs("compare", *pair, code=1)
     assert f"offset {offset} ({offset:#x})" in result.stdout
     found = json.loads(diskfs("compare", "--json", *pair, code=1).stdout)
+    jsonschema.validate(found, schema())
     assert (found["same"], found["first_difference"]) == (False, offset)
+
+
+def schema() -> dict[str, object]:
+    found: dict[str, object] = json.loads((ROOT / "docs/schemas/compare.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(found)
+    return found
+
+
+def test_the_answer_in_json_follows_its_schema_whatever_it_is(raw: Path, tmp_path: Path) -> None:
+    longer = tmp_path / "longer.raw"
+    run("cp", "--sparse=always", raw, longer)
+    run("truncate", "-s", "+3M", longer)
+    same = json.loads(diskfs("compare", "--json", raw, longer).stdout)
+    size = 20 * MIB + 2560
+    wanted = {"a": str(raw), "b": str(longer), "same": True, "first_difference": None}
+    assert same == {**wanted, "virtual_size_a": size, "virtual_size_b": size + 3 * MIB}
+    strict = json.loads(diskfs("compare", "--json", "--strict", raw, longer, code=1).stdout)
+    assert strict == {**same, "same": False, "first_difference": size}
+    for answer in (same, strict):
+        jsonschema.validate(answer, schema())
+    for wrong in ({"same": True, "first_difference": 0}, {"same": False, "first_difference": None}, {"a": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**same, **wrong}, schema())
 
 
 def test_a_longer_disk_is_the_same_if_it_goes_on_with_zeroes(raw: Path, tmp_path: Path) -> None:

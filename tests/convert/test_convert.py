@@ -22,6 +22,7 @@ from diskfs_formats.writer import Progress, WriteOptions, no_progress
 from tests.convert.commands import KIB, MIB, diskfs, make_raw, partial_files
 from tests.fuse.mounting import ROOT, environment, run, sha256
 from tests.helpers import assert_same_bytes
+from tests.samples.vhdx_builder import VhdxBuilder, pattern
 from tests.samples.writing import DISKS, files_of
 
 VARIANTS = [(entry.name, variant) for entry in WRITERS for variant in entry.variants]
@@ -258,3 +259,21 @@ def test_a_signal_while_a_pipe_is_full_ends_it_with_130(number: int, raw: Path) 
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, b"")
+
+
+def test_sectors_that_a_vhd_cannot_state_are_warned_of(tmp_path: Path) -> None:
+    source, out = tmp_path / "disk.vhdx", tmp_path / "out.vhd"
+    builder = VhdxBuilder(4 * MIB, sector_size=4096)
+    builder.put(1, pattern(1))
+    source.write_bytes(builder.build())
+    said = diskfs("convert", source, out).stderr
+    assert said.startswith("diskfs: warning: ")
+    assert "its sectors have 4096 bytes, which a VHD cannot say" in said
+    assert said.count("\n") == 1
+    diskfs("compare", "--strict", source, out)
+    assert diskfs("convert", "--quiet", "--force", source, out).stderr == ""
+    for name in ("out.vhdx", "out.vmdk", "flat.vmdk"):
+        variant = ["--variant", "monolithicFlat"] if name == "flat.vmdk" else []
+        assert diskfs("convert", source, tmp_path / name, *variant).stderr == ""
+        assert json.loads(diskfs("info", "--json", tmp_path / name).stdout)["disks"][0]["sector_size"] == 4096
+    assert diskfs("convert", tmp_path / "out.vhd", tmp_path / "again.vhd").stderr == ""

@@ -272,3 +272,20 @@ def test_a_descriptor_is_recognised(text: bytes) -> None:
 )  # fmt: skip
 def test_other_text_is_not(text: bytes) -> None:
     assert not is_descriptor(text)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ("", 512),
+        ('ddb.logicalSectorSize = "4096"', 4096),
+        ("ddb.logicalsectorsize=4096", 4096),
+        ('ddb.logicalSectorSize = "512"', 512),
+        ('ddb.logicalSectorSize = "0"', 512),
+        ('ddb.logicalSectorSize = "1024"', 512),
+        ('ddb.logicalSectorSize = "x"', 512),
+        ('ddb.physicalSectorSize = "4096"', 512),
+    ],
+)
+def test_the_logical_sector_size_is_what_open_vmdk_writes(said: str, size: int) -> None:
+    assert parsed(f"version=1\n{said}\n").sector_size == size

@@ -16,6 +16,7 @@ MAX_DESCRIPTOR_SIZE = 1 << 20
 MAX_EXTENT_LINES = 4096
 """A 62 TB disk split into 2 GB files has 31,000; that would need no descriptor under 1 MiB. 4096 covers 8 TB."""
 NO_PARENT = 0xFFFFFFFF
+SECTOR_SIZES = frozenset({512, 4096})
 
 _EXTENT_LINE = re.compile(
     r"^(?P<access>RW|RDONLY|NOACCESS)\s+(?P<sectors>\d{1,19})\s+(?P<type>[A-Z]+)"
@@ -73,6 +74,15 @@ class Descriptor:
         """Whether the disk is a delta, whose holes are not zeroes but its parent's data."""
         # Without parentCID a parent's name is all that tells a delta.
         return self.parent_cid != NO_PARENT or ("parentcid" not in self.values and bool(self.parent_file_name))
+
+    @property
+    def sector_size(self) -> int:
+        """Bytes of a sector of the disk, as open-vmdk's `ddb.logicalSectorSize` says; 512 if nothing usable is said.
+
+        The descriptor's own numbers count 512 bytes all the same.
+        """
+        text = self.values.get("ddb.logicalsectorsize", "")
+        return next((size for size in SECTOR_SIZES if text == str(size)), 512)
 
     @property
     def sectors(self) -> int:

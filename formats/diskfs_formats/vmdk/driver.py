@@ -137,6 +137,7 @@ class _Layer:
             format="vmdk",
             variant=self._variant("custom"),
             virtual_size=files.virtual_size,
+            sector_size=self._sector_size,
             unit_size=files.unit_size,
             compressed=files.compressed,
             has_parent=self._has_parent,
@@ -150,11 +151,16 @@ class _Layer:
             format="vmdk",
             variant=self._variant("streamOptimized" if header.compressed else "monolithicSparse"),
             virtual_size=self._virtual_size(header),
+            sector_size=self._sector_size,
             unit_size=header.grain_size,
             compressed=header.compressed,
             has_parent=self._has_parent,
             findings=tuple(self.findings),
         )
+
+    @property
+    def _sector_size(self) -> int:
+        return self.descriptor.sector_size if self.descriptor is not None else SECTOR
 
     def _variant(self, otherwise: str) -> str:
         return printable((self.descriptor.create_type if self.descriptor else "") or otherwise, 40)
