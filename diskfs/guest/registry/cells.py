@@ -16,8 +16,8 @@ PAGE_SIZE = 4096
 NO_CELL = 0xFFFFFFFF
 MAX_CELL = 1 << 20
 """Bytes of one cell that are read: the largest list that Windows writes has 4 KiB, the largest piece of data 16 KiB."""
-MAX_STEPS = 500_000
-"""Cells and list elements that are looked at in one hive: some twenty times what all rules need of a real one."""
+MAX_STEPS = 200_000
+"""Cells and list elements that are looked at in one hive: several times what all rules need of a real one."""
 WINDOW_SIZE = 64 << 10
 MAX_WINDOWS = 256
 """Windows of a hive kept in memory: 16 MiB."""
@@ -26,9 +26,13 @@ MAX_WINDOWS = 256
 class Cells:
     """The cells of one hive. Not for several threads."""
 
-    def __init__(self, source: ByteSource, length: int, pages: Mapping[int, bytes]) -> None:
-        """Read cells of the `length` bytes of hive bins; `pages`, by their offset there, hide what the file has."""
+    def __init__(self, source: ByteSource, length: int, pages: Mapping[int, bytes], *, big_data: bool) -> None:
+        """Read cells of the `length` bytes of hive bins; `pages`, by their offset there, hide what the file has.
+
+        `big_data`: long values are cut into segments, as version 1.4 and later do it.
+        """
         self.name = source.name
+        self.big_data = big_data
         self._source = source
         self._length = length
         self._pages = pages

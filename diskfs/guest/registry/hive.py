@@ -25,6 +25,9 @@ MAX_DATA = 1 << 20
 SEGMENT_SIZE = 16344
 """Bytes of data in one cell; what is longer is cut into segments that a `db` record lists."""
 
+FIRST_BIG_DATA = 4
+"""The minor version from which values are cut into segments."""
+
 BASE_BLOCK = Struct(
     "signature" / Bytes(4),
     "primary_sequence" / Int32ul,
@@ -219,7 +222,7 @@ class Key:
     def _data(self, offset: int, size: int, name: str) -> bytes:
         what = f"the data of {name!r} of {self.name!r}"
         cell = self._cells.read(offset, what)
-        if size > SEGMENT_SIZE and cell[:2] == b"db" and len(cell) >= 8:
+        if self._cells.big_data and size > SEGMENT_SIZE and cell[:2] == b"db" and len(cell) >= 8:
             count, segments = struct.unpack_from("<HI", cell, 2)
             table = self._cells.read(segments, what)
             if count * 4 > len(table) or count * SEGMENT_SIZE < size:
@@ -291,7 +294,7 @@ def open_hive(source: ByteSource, logs: Sequence[ByteSource] = ()) -> Hive:
         raise GuestError(f"{name}: offset 0x28: the hive bins have {length} bytes; expected 32 to {MAX_HIVE}")
     if not pages and length > source.size - BASE_BLOCK_SIZE:
         raise GuestError(f"{name}: offset 0x28: the hive bins have {length} bytes; the file has {source.size}")
-    cells = Cells(source, length, pages)
+    cells = Cells(source, length, pages, big_data=base.minor >= FIRST_BIG_DATA)
     return Hive(name, Key(cells, base.root_cell, "the root key"), unclean, bool(pages))
 
 

@@ -14,7 +14,7 @@ from diskfs_formats.source import ByteSource
 
 LOG_HEADER_SIZE = 512
 PAGE_SIZE = 4096
-MAX_LOG = 8 << 20
+MAX_LOG = 4 << 20
 """Bytes of entries that are replayed; Windows writes the hive itself long before. Each is hashed here, slowly."""
 MAX_ENTRIES = 4096
 MARVIN_SEED = 0x82EF4D887A4E55C5

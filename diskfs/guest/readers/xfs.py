@@ -1,0 +1,102 @@
+"""XFS by libfsxfs. The superblock is read here: the library keeps UUID, state and free space to itself.
+
+Layout: XFS Algorithms & Data Structures, 3rd edition, `xfs_dsb`. Big-endian.
+"""
+
+import collections
+import stat
+
+import pyfsxfs
+
+from diskfs.guest.errors import GuestError
+from diskfs.guest.files import MAX_ENTRIES, FileKind, GuestEntry
+from diskfs.guest.readers.device import Device, DeviceFile
+from diskfs.guest.readers.reader import MAX_TARGET, Reader, Superblock, hyphened, kind_of_mode, text
+
+INCOMPAT_NEEDSREPAIR = 0x10
+
+MAX_FOLDERS = 16
+"""Folders whose names are kept."""
+
+MAX_ENTRIES_KEPT = 64
+"""Inodes that the library keeps open."""
+
+
+class XfsReader(Reader[int]):
+    """XFS; a node is an inode number."""
+
+    def __init__(self, device: Device) -> None:
+        data = device.read_at(0, 512)
+        block_size, blocks = int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:16], "big")
+        free = int.from_bytes(data[144:152], "big")
+        if free > blocks:
+            raise GuestError(f"superblock: {free} free blocks of {blocks}")
+        state = set()
+        if (
+            int.from_bytes(data[100:102], "big") & 0xF == 5
+            and int.from_bytes(data[216:220], "big") & INCOMPAT_NEEDSREPAIR
+        ):
+            state.add("errors")
+        if data[126]:
+            state.add("unclean")  # sb_inprogress: mkfs did not end
+        self._free = free * block_size
+        self.superblock = Superblock(
+            text(data[108:120].split(b"\0")[0]), hyphened(data[32:48]), blocks * block_size, frozenset(state)
+        )
+        self._volume = pyfsxfs.volume()
+        self._volume.open_file_object(DeviceFile(device))
+        self._root = int.from_bytes(data[56:64], "big")
+        self._folders: collections.OrderedDict[int, dict[str, int]] = collections.OrderedDict()
+        self._entries: collections.OrderedDict[int, pyfsxfs.file_entry] = collections.OrderedDict()
+
+    def free(self) -> int:
+        return self._free
+
+    def root(self) -> int:
+        return self._root
+
+    def child(self, folder: int, name: str) -> int | None:
+        names = self._folders.get(folder)
+        if names is None:
+            entry = self._entry(folder)
+            if not stat.S_ISDIR(entry.file_mode):
+                return None
+            # Looking up one name in the library reads the inodes of all that are before it.
+            names = self._folders[folder] = dict(self.children(folder, MAX_ENTRIES))
+            if len(self._folders) > MAX_FOLDERS:
+                self._folders.popitem(last=False)
+        return names.get(name)
+
+    def children(self, folder: int, limit: int) -> list[tuple[str, int]]:
+        entry = self._entry(folder)
+        children = map(entry.get_sub_file_entry, range(min(entry.number_of_sub_file_entries, limit)))
+        return [(child.name, child.inode_number) for child in children]
+
+    def describe(self, node: int, name: str) -> GuestEntry:
+        entry = self._entry(node)
+        kind = kind_of_mode(entry.file_mode)
+        target = ""
+        if kind is FileKind.LINK:
+            if entry.size > MAX_TARGET:
+                raise GuestError(f"{name}: the link's target has {entry.size} bytes, over the limit of {MAX_TARGET}")
+            target = entry.symbolic_link_target
+        size = entry.size if kind in {FileKind.FILE, FileKind.LINK} else 0
+        mtime = entry.get_modification_time_as_integer() // 1_000_000_000
+        return GuestEntry(name, kind, size, entry.file_mode & 0o7777, target, mtime, entry.owner_identifier)
+
+    def read_at(self, node: int, offset: int, length: int) -> bytes:
+        return bytes(self._entry(node).read_buffer_at_offset(length, offset)) if length else b""
+
+    def _entry(self, inode: int) -> "pyfsxfs.file_entry":
+        entry = self._entries.get(inode)
+        if entry is None:
+            entry = self._entries[inode] = self._volume.get_file_entry_by_inode(inode)
+            if len(self._entries) > MAX_ENTRIES_KEPT:
+                self._entries.popitem(last=False)
+        return entry
+
+
+def open_reader(kind: str, device: Device, subvolume: int | None) -> Reader[int]:
+    """Open a file system of this module's; raises as readers do."""
+    del kind, subvolume
+    return XfsReader(device)
