@@ -73,9 +73,11 @@ def empty_hive() -> bytes:
     return base_block(len(hive_bin)) + hive_bin
 
 
-def base_block(hive_bins_size: int, *, primary: int = 1, secondary: int = 1, root_cell: int = 32) -> bytes:
+def base_block(
+    hive_bins_size: int, *, primary: int = 1, secondary: int = 1, root_cell: int = 32, minor: int = 3
+) -> bytes:
     """Return a base block with the right checksum."""
-    block = struct.pack("<4sIIQIIIIII", b"regf", primary, secondary, 0, 1, 3, 0, 1, root_cell, hive_bins_size)
+    block = struct.pack("<4sIIQIIIIII", b"regf", primary, secondary, 0, 1, minor, 0, 1, root_cell, hive_bins_size)
     block = block.ljust(508, b"\0")
     checksum = 0
     for (number,) in struct.iter_unpack("<I", block):
