@@ -1,8 +1,9 @@
 """The answers to requests that change a disk: what a block device would answer, for a file of fixed size.
 
-Every write goes to the disk before it is acknowledged; nothing is kept back in the kernel or here. All files of a disk
-are served past the kernel's page cache, because the same bytes lie in two of them (`disk0.raw`, `disk0p1.raw`), and
-the kernel would keep two copies. See docs/decisions/0018-writing-through-the-mount.md.
+Every write goes to the disk before it is acknowledged; nothing is kept back in the kernel or here. The same bytes lie
+in two files (`disk0.raw`, `disk0p1.raw`), of which the kernel would keep two copies: who may write is served past its
+page cache, and who only reads has his pages dropped before a write is acknowledged.
+See docs/decisions/0018-writing-through-the-mount.md.
 """
 
 import errno
@@ -23,7 +24,7 @@ from diskfs.fuse.tree import File, Node
 from diskfs.fuse.written import Window
 from diskfs_formats.source import Buffer
 
-_WRITING = os.O_WRONLY | os.O_RDWR
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 _FIRST_HANDLE = 1 << 48
 """Handles of open disks: above every inode, below the snapshots of the status."""
 _DISCARDS = fallocate.PUNCH_HOLE | fallocate.ZERO_RANGE
@@ -55,6 +56,8 @@ class _Handle:
     window: Window
     failures: int
     """Of the disk, when it was opened."""
+    is_cached: bool
+    """Whether the kernel may keep pages of what is read."""
 
 
 class WritableOperations(DiskfsOperations):
@@ -65,7 +68,6 @@ class WritableOperations(DiskfsOperations):
         self.counters: WriteCounters = WriteCounters()
         self._handles: dict[int, _Handle] = {}
         self._last_handle = _FIRST_HANDLE
-        self._set_times: dict[int, int] = {}
 
     # Names and attributes
 
@@ -112,9 +114,12 @@ class WritableOperations(DiskfsOperations):
         if node is None or window is None:
             return await super().open(inode, flags, ctx)
         # O_TRUNC and O_APPEND mean to a disk what they mean to a block device: nothing.
+        is_cached = not flags & _WRITING
+        if is_cached:
+            window.written.pages.opened(inode)
         self._last_handle += 1
-        self._handles[self._last_handle] = _Handle(node, window, window.written.failures)
-        return pyfuse3.FileInfo(fh=FileHandleT(self._last_handle), direct_io=True)
+        self._handles[self._last_handle] = _Handle(node, window, window.written.failures, is_cached)
+        return pyfuse3.FileInfo(fh=FileHandleT(self._last_handle), direct_io=not is_cached, keep_cache=is_cached)
 
     @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer will do
@@ -158,8 +163,11 @@ class WritableOperations(DiskfsOperations):
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
-        if self._handles.pop(fh, None) is None:
+        handle = self._handles.pop(fh, None)
+        if handle is None:
             await super().release(fh)
+        elif handle.is_cached:
+            handle.window.written.pages.closed(handle.node.inode)
 
     async def fallocate(self, inode: int, mode: int, offset: int, length: int, reply: Callable[[int], None]) -> None:
         """Discard a range, and give `reply` the errno, 0 if it went well. Never raises."""
@@ -194,16 +202,23 @@ class WritableOperations(DiskfsOperations):
     # Helpers
 
     async def _change(self, window: Window, offset: int, length: int, work: Callable[[], None]) -> None:
-        """Change a range of the disk; what was read ahead of it, through whatever file, is forgotten then."""
+        """Change a range of the disk; what was read ahead of it, here or in the kernel, is forgotten then."""
         written = window.written
+
+        def change() -> None:
+            try:
+                work()
+            finally:
+                # Also after an error: the range may hold new bytes.
+                written.pages.drop()
+
         try:
-            await self._reader.write(work)
+            await self._reader.write(change)
         except (SinkError, OverlayWriteError) as error:
             if not isinstance(error, OutOfSpace):
                 written.failures += 1
             raise
         finally:
-            # Also after an error: the range may hold new bytes.
             for other in written.windows:
                 self._reader.forget(other.content, offset - other.offset, length)
             written.modified_ns = time.time_ns()

@@ -1,4 +1,4 @@
-"""What the files of one changeable disk have in common: the disk itself, its failures, and its flushes."""
+"""What the files of one changeable disk have in common: the disk itself, its failures, its flushes, its pages."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ import trio
 
 from diskfs.disks.writable import WritableDisk
 from diskfs.errors import MountError
+from diskfs.fuse.kept_pages import KeptPages
 
 if TYPE_CHECKING:
     from diskfs_formats.source import ByteSource
@@ -33,6 +34,7 @@ class WrittenDisk:
     failures: int = 0
     """How often storing what was written has failed. A file that was open then fails until it is opened again."""
     flushes: "FlushRounds" = field(init=False)
+    pages: KeptPages = field(default_factory=KeptPages)
 
     def __post_init__(self) -> None:
         self.flushes = FlushRounds(self.disk.flush)

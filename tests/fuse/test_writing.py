@@ -57,9 +57,15 @@ def test_files_of_one_disk_show_the_same_bytes_at_once(tmp_path: Path) -> None:
     expected = bytearray(raw.read_bytes())
     before = sha256(vmdk), vmdk.stat().st_mtime_ns
     with mounted(vmdk, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
-        with opened(mnt / "disk0.raw") as disk, opened(mnt / "disk0p1.raw") as part, opened(mnt / "disk0p2.raw") as two:
+        with contextlib.ExitStack() as stack:
+            disk, part, two = (stack.enter_context(opened(mnt / f"disk0{name}.raw")) for name in ("", "p1", "p2"))
+            # Those who only read have pages in the kernel's cache.
+            reading, of_part = (
+                stack.enter_context(opened(mnt / f"disk0{name}.raw", os.O_RDONLY)) for name in ("", "p1")
+            )
             # Both are read first, so that whatever keeps pages has them.
-            assert os.pread(disk, 1 * MIB, P1) == os.pread(part, 1 * MIB, 0)
+            assert os.pread(disk, MIB, P1) == os.pread(part, MIB, 0) == os.pread(reading, MIB, P1)
+            assert os.pread(of_part, 8 * MIB, 0) == expected[P1:P2]
             for offset, data in (
                 (0, b"first"),
                 (511, b"across a sector"),
@@ -68,10 +74,12 @@ def test_files_of_one_disk_show_the_same_bytes_at_once(tmp_path: Path) -> None:
             ):
                 assert os.pwrite(part, data, offset) == len(data)
                 assert os.pread(disk, len(data), P1 + offset) == data
+                assert os.pread(reading, len(data), P1 + offset) == data
+                assert os.pread(of_part, len(data), offset) == data
                 expected[P1 + offset : P1 + offset + len(data)] = data
             across = b"over the border of two partitions"
             assert os.pwrite(disk, across, P2 - 5) == len(across)
-            assert os.pread(part, 100, 8 * MIB - 5) == across[:5]
+            assert os.pread(part, 100, 8 * MIB - 5) == os.pread(of_part, 100, 8 * MIB - 5) == across[:5]
             assert os.pread(two, len(across) - 5, 0) == across[5:]
             expected[P2 - 5 : P2 - 5 + len(across)] = across
         assert (mnt / "disk0.raw").read_bytes() == expected
@@ -83,12 +91,58 @@ def test_files_of_one_disk_show_the_same_bytes_at_once(tmp_path: Path) -> None:
         assert (mnt / "disk0.raw").read_bytes() == expected
 
 
-def test_a_stream_that_is_read_ahead_shows_what_is_written_before_it(tmp_path: Path) -> None:
+def test_a_reader_never_sees_less_than_what_was_acknowledged_before_he_asked(tmp_path: Path) -> None:
+    _, vmdk = make_stream(tmp_path)
+    places = [P1 + number * 37_000 for number in range(16)]
+    acknowledged = dict.fromkeys(places, 0)
+    seen_late: list[tuple[int, int, int]] = []
+    done = threading.Event()
+
+    def write(mnt: Path, name: str, base: int, mine: list[int]) -> None:
+        with opened(mnt / name) as descriptor:
+            for turn in range(1, 60):
+                for place in mine:
+                    os.pwrite(descriptor, turn.to_bytes(8, "little"), place - base)
+                    acknowledged[place] = turn
+
+    def read(mnt: Path, name: str, base: int) -> None:
+        chosen = random.Random(base)
+        while not done.is_set():
+            # Opened anew now and then: what the kernel kept from the last time counts as well.
+            with opened(mnt / name, os.O_RDONLY) as descriptor:
+                for _ in range(50):
+                    place = chosen.choice(places)
+                    least = acknowledged[place]
+                    found = int.from_bytes(os.pread(descriptor, 8, place - base), "little")
+                    if found < least:
+                        seen_late.append((place, least, found))
+
+    with mounted(vmdk, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
+        with opened(mnt / "disk0.raw") as descriptor:
+            for place in places:
+                os.pwrite(descriptor, bytes(8), place)
+        files = (("disk0.raw", 0), ("disk0p1.raw", P1))
+        readers = [threading.Thread(target=read, args=(mnt, *file)) for file in files]
+        writers = [
+            threading.Thread(target=write, args=(mnt, *file, places[number::2])) for number, file in enumerate(files)
+        ]
+        for thread in (*readers, *writers):
+            thread.start()
+        for thread in writers:
+            thread.join()
+        done.set()
+        for thread in readers:
+            thread.join()
+    assert not seen_late
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR], ids=["through the page cache", "past it"])
+def test_a_stream_that_is_read_ahead_shows_what_is_written_before_it(tmp_path: Path, flags: int) -> None:
     raw, vmdk = make_stream(tmp_path)
     expected = bytearray(raw.read_bytes())
     with mounted(vmdk, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
-        with opened(mnt / "disk0.raw") as reader, opened(mnt / "disk0p2.raw") as writer:
-            step = 256 << 10
+        step = 256 << 10
+        with opened(mnt / "disk0.raw", flags) as reader, opened(mnt / "disk0p2.raw") as writer:
             for offset in range(0, SIZE, step):
                 assert os.pread(reader, step, offset) == expected[offset : offset + step]
                 # The next piece is being decoded by now: change its first and last byte, through another file.
@@ -166,6 +220,11 @@ def test_o_direct_and_private_mappings_work_and_shared_ones_are_refused(tmp_path
                 assert view[:] == b"d" * 8192
             # The kernel would keep pages of it, and another file of the same disk others.
             assert errno_from(lambda: mmap.mmap(part, 8192, flags=mmap.MAP_SHARED)) == errno.ENODEV
+            with opened(mnt / "disk0p1.raw", os.O_RDONLY) as reading:
+                with mmap.mmap(reading, 8192, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as shared:
+                    assert shared[:] == b"d" * 8192
+                    os.pwritev(direct, [b"e" * 512], P1)
+                    assert shared[:513] == b"e" * 512 + b"d"
 
 
 @pytest.mark.parametrize("option", ["--punch-hole", "--zero-range"])
