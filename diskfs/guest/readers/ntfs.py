@@ -4,6 +4,8 @@ Boot sector and $Volume are read here as well: MS-FSCC and the layout in the Lin
 Little-endian.
 """
 
+import collections
+
 import pyfsntfs
 
 from diskfs.guest.errors import GuestError
@@ -21,6 +23,9 @@ MAX_BITMAP = 64 << 20
 FIRST_USER_RECORD = 16
 """File records before this one are the system's own."""
 
+MAX_ENTRIES_KEPT = 64
+"""File records that the library keeps open."""
+
 VOLUME_RECORD = 3
 VOLUME_INFORMATION = 0x70
 IS_DIRTY = 0x0001
@@ -35,6 +40,7 @@ class NtfsReader(Reader[str]):
         self._volume = pyfsntfs.volume()
         self._volume.open_file_object(DeviceFile(device))
         self._cluster_size = int(self._volume.get_cluster_block_size())
+        self._entries: collections.OrderedDict[str, pyfsntfs.file_entry] = collections.OrderedDict()
         state = set()
         if _volume_flags(device, boot) & IS_DIRTY:
             state.add("unclean")
@@ -66,7 +72,8 @@ class NtfsReader(Reader[str]):
         return "\\"
 
     def child(self, folder: str, name: str) -> str | None:
-        if "\\" in name:
+        # Below a file the library finds an index that is none.
+        if "\\" in name or not self._entry(folder).has_directory_entries_index():
             return None
         path = f"{folder.rstrip(chr(92))}\\{name}"
         return path if self._volume.get_file_entry_by_path(path) is not None else None
@@ -104,9 +111,14 @@ class NtfsReader(Reader[str]):
         return bytes(self._entry(node).read_buffer_at_offset(length, offset)) if length else b""
 
     def _entry(self, path: str) -> "pyfsntfs.file_entry":
-        entry = self._volume.get_file_entry_by_path(path)
+        entry = self._entries.get(path)
         if entry is None:
-            raise GuestError(f"{path}: it cannot be found again")
+            entry = self._volume.get_file_entry_by_path(path)
+            if entry is None:
+                raise GuestError(f"{path}: it cannot be found again")
+            self._entries[path] = entry
+            if len(self._entries) > MAX_ENTRIES_KEPT:
+                self._entries.popitem(last=False)
         return entry
 
 
