@@ -30,6 +30,12 @@ TIME_LIMIT = 60.0
 REQUEST_TIME_LIMIT = 20.0
 """Seconds of the same kind that one request may take."""
 
+WAITING_LIMIT = 60.0
+"""Seconds that one request may take, with those in which the child waits for bytes."""
+
+FETCH_LIMIT = 256 << 20
+"""Bytes of the disks that one request may ask for; counting what is free on 2 TiB of NTFS takes 64 MiB."""
+
 START_TIME_LIMIT = 60.0
 """Seconds until a new child is ready; it takes 0.2 s on a machine that is not overloaded."""
 
@@ -120,9 +126,8 @@ class ReadingChild:
             theirs.close()
         self._connection = ours
         self.starts += 1
-        ours.settimeout(START_TIME_LIMIT)
         try:
-            messages.receive(ours)
+            messages.receive(ours, START_TIME_LIMIT)
         except (messages.ConnectionEnded, TimeoutError) as error:
             how = self._end()
             raise GuestError(f"the process that reads file systems does not start ({how})") from error
@@ -133,33 +138,37 @@ class ReadingChild:
             raise GuestError(f"{about}: the process that reads file systems has ended")
         failed: DiskfsError | None = None
         left = min(self._request_time_limit, self._time_left)
+        fetched = 0
+        end = time.monotonic() + WAITING_LIMIT
         try:
-            connection.settimeout(max(left, 0.01))
+            connection.settimeout(max(left, 0.001))
             messages.send(connection, message)
             while True:
                 began = time.monotonic()
-                connection.settimeout(max(left, 0.01))
-                answer, data = messages.receive(connection)
-                spent = time.monotonic() - began
-                left -= spent
-                self._time_left -= spent
-                if left <= 0:
-                    raise TimeoutError
+                try:
+                    answer, data = messages.receive(connection, left)
+                finally:
+                    spent = time.monotonic() - began
+                    left -= spent
+                    self._time_left -= spent
                 if "read" not in answer:
                     break
+                if left <= 0 or time.monotonic() > end or fetched > FETCH_LIMIT:
+                    raise TimeoutError
                 try:
                     wanted = self._wanted(answer["read"])
                 except DiskfsError as error:
                     failed = failed or error
                     messages.send(connection, {"error": True})
                 else:
+                    fetched += len(wanted)
                     messages.send(connection, {}, wanted)
         except TimeoutError:
-            self._time_left -= max(left, 0)
             self._end()
             raise GuestError(
-                f"{about}: reading it was given up after {min(self._request_time_limit, self._time_limit):g} s; the "
-                "file system is damaged, or made to be read without end"
+                f"{about}: reading it was given up after {self._request_time_limit:g} s of work, "
+                f"{WAITING_LIMIT:g} s in all or {FETCH_LIMIT >> 20} MiB; the file system is damaged, or made to be "
+                "read without end"
             ) from None
         except messages.ConnectionEnded:
             raise GuestError(

@@ -7,6 +7,7 @@ message is ever executed or unpickled; the side that does not trust the other st
 import json
 import socket
 import struct
+import time
 from typing import Any
 
 LENGTHS = struct.Struct("<II")
@@ -33,12 +34,13 @@ def send(connection: socket.socket, message: dict[str, Any], data: bytes = b"") 
         raise ConnectionEnded(str(error)) from error
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
-    """Receive one message; raises ConnectionEnded, or TimeoutError as the socket says."""
-    object_length, data_length = LENGTHS.unpack(_exactly(connection, LENGTHS.size))
+def receive(connection: socket.socket, seconds: float | None = None) -> tuple[dict[str, Any], bytes]:
+    """Receive one whole message; raises ConnectionEnded, or TimeoutError if it is not there after `seconds`."""
+    end = None if seconds is None else time.monotonic() + seconds
+    object_length, data_length = LENGTHS.unpack(_exactly(connection, LENGTHS.size, end))
     if object_length > MAX_OBJECT or data_length > MAX_BYTES:
         raise ConnectionEnded(f"a message of {object_length} + {data_length} bytes")
-    text, data = _exactly(connection, object_length), _exactly(connection, data_length)
+    text, data = _exactly(connection, object_length, end), _exactly(connection, data_length, end)
     try:
         message = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -48,9 +50,11 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
     return message, data
 
 
-def _exactly(connection: socket.socket, length: int) -> bytes:
+def _exactly(connection: socket.socket, length: int, end: float | None) -> bytes:
     parts = bytearray()
     while len(parts) < length:
+        if end is not None:
+            connection.settimeout(max(end - time.monotonic(), 0.001))
         try:
             part = connection.recv(min(length - len(parts), 1 << 20))
         except TimeoutError:
