@@ -69,8 +69,8 @@ MODELS = {
 ITEM = [
     "Address", "AddressOnParent", "AllocationUnits", "AutomaticAllocation", "AutomaticDeallocation", "Caption",
     "ChangeableType", "ConfigurationName", "Connection", "ConsumerVisibility", "Description", "ElementName",
-    "Generation", "HostResource", "InstanceID", "Limit", "MappingBehavior", "OtherResourceType", "Parent", "PoolID", "Reservation",
-    "ResourceSubType", "ResourceType", "VirtualQuantity", "VirtualQuantityUnits", "Weight",
+    "Generation", "HostResource", "InstanceID", "Limit", "MappingBehavior", "OtherResourceType", "Parent", "PoolID",
+    "Reservation", "ResourceSubType", "ResourceType", "VirtualQuantity", "VirtualQuantityUnits", "Weight",
 ]  # fmt: skip
 REQUIRED_OF_ITEM = {"ElementName", "InstanceID"}
 NUMBERS_OF_ITEM = {"ResourceType": UNSIGNED_SHORT, "VirtualQuantity": UNSIGNED_LONG}
