@@ -83,21 +83,28 @@ def _request(options: argparse.Namespace) -> Any:
     )
 
 
-_HEADINGS = (
+_HEADINGS: tuple[tuple[str, str | None, str], ...] = (
     ("fail", "error", "Errors: the service would refuse the image"),
     ("fail", "warning", "Warnings"),
     ("fail", "info", "Notes"),
-    ("unknown", None, "Could not be decided"),
 )
-_QUIET_HEADINGS = (("not-checked", None, "Not checked"), ("pass", None, "Kept"))
+_QUIET_HEADINGS: tuple[tuple[str, str | None, str], ...] = (
+    ("not-checked", None, "Not checked"),
+    ("pass", None, "Kept"),
+)
 _FACTS = (
     ("os", "system"), ("kernel", "kernel"), ("architecture", "architecture"), ("boot_mode", "boot mode"),
     ("license_type", "license type"),
 )  # fmt: skip
 
 
+IDS_IN_A_LINE = 8
+
+
 def _print(report: dict[str, Any], *, quiet: bool, everything: bool) -> None:
-    print_line(f"{report['source']}: {report['operation']}: {report['verdict']}")
+    undecided = any(rule["status"] == "unknown" and rule["severity"] == "error" for rule in report["rules"])
+    limit = ", as far as it could be decided" if undecided and report["verdict"] == "accepted" else ""
+    print_line(f"{report['source']}: {report['operation']}: {report['verdict']}{limit}")
     for key, title in _FACTS:
         if report["facts"][key] is not None:
             print_line(f"  {title:<13} {report['facts'][key]}")
@@ -107,6 +114,8 @@ def _print(report: dict[str, Any], *, quiet: bool, everything: bool) -> None:
         if quiet and severity != "error":
             continue
         _print_rules(report, status, severity, title)
+    if not quiet:
+        _print_undecided(report)
     if everything:
         for status, severity, title in _QUIET_HEADINGS:
             _print_short(report, status, severity, title)
@@ -145,6 +154,20 @@ def _print_rules(report: dict[str, Any], status: str, severity: str | None, titl
                 print_line(f"  {'':<13} VM Import says: {rule['message']}")
             if rule["remedy"]:
                 print_line(f"  {'':<13} Remedy: {rule['remedy']}")
+
+
+def _print_undecided(report: dict[str, Any]) -> None:
+    """Print each reason once, with the rules that it keeps from being decided."""
+    reasons: dict[str, list[str]] = {}
+    for rule in _select(report, "unknown", None):
+        reasons.setdefault(rule["found"], []).append(rule["id"])
+    if reasons:
+        print_line()
+        print_line("Could not be decided")
+    for reason, ids in reasons.items():
+        print_line(f"  {reason}")
+        for start in range(0, len(ids), IDS_IN_A_LINE):
+            print_line(f"    {' '.join(ids[start : start + IDS_IN_A_LINE])}")
 
 
 def _print_short(report: dict[str, Any], status: str, severity: str | None, title: str) -> None:

@@ -20,6 +20,7 @@ class Answer:
     """What can be predicted. None for what is not known."""
 
     os: str | None
+    os_version: str | None
     kernel: str | None
     architecture: str | None
     boot_mode: str | None
@@ -38,6 +39,7 @@ def answer(facts: Facts) -> Answer:
         license_type = _or(lambda: next(iter(allowed_licenses(facts)), None), None)
     return Answer(
         os=_or(lambda: _system(facts), None),
+        os_version=_or(lambda: _version(facts), None),
         kernel=_or(lambda: _kernel(facts), None),
         architecture=_or(lambda: _architecture(facts), None),
         boot_mode=mode.mode,
@@ -61,9 +63,20 @@ def _system(facts: Facts) -> str | None:
         release = facts.linux.release
         if release is None:
             return "Linux"
-        return release.name if release.version in release.name else f"{release.name} {release.version}"
+        is_told = release.version.partition(".")[0] in release.name.split()
+        return release.name if is_told else f"{release.name} {release.version}".strip()
     if "windows" in facts.guests and facts.windows is not None:
         return str(facts.windows.version)
+    return None
+
+
+def _version(facts: Facts) -> str | None:
+    """Return the release as the service's table of systems counts, with the point release where it is known."""
+    if "linux" in facts.guests and facts.linux is not None:
+        release = facts.linux.release
+        return release.version or None if release is not None else None
+    if "windows" in facts.guests and facts.windows is not None:
+        return f"{facts.windows.version.nt}.{facts.windows.version.build}"
     return None
 
 

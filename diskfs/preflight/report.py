@@ -57,6 +57,7 @@ def _request(request: Request) -> dict[str, Any]:
 def _facts(found: Answer) -> dict[str, Any]:
     return {
         "os": found.os,
+        "os_version": found.os_version,
         "kernel": found.kernel,
         "architecture": found.architecture,
         "boot_mode": found.boot_mode,

@@ -62,9 +62,9 @@ def _format(facts: Facts, file: DiskFile, taken: set[str]) -> Outcome:
     candidates = file.candidates
     if len(candidates) > 1:
         return unknown(f"{file} could be {' or '.join(candidates)}: say which with --format")
-    if isinstance(file.problem, UnknownFormat):
-        return unknown(str(file.problem))
     name = candidates[0]
+    if name != "empty" and isinstance(file.problem, UnknownFormat):
+        return unknown(str(file.problem))
     if name in taken:
         return passed(f"{file} is {name}" if name != "raw" else f"{file} is taken as raw: it has no other signature")
     if name == "empty":

@@ -37,13 +37,16 @@ def rows_of(release: Release) -> tuple[LinuxRow, ...]:
     return system.rows_for(release.version, release.service_pack) if system and release.version else ()
 
 
-@check("VMIE-OS-02")
+@check("VMIE-OS-02", any_guest=True)
 def listed_distribution(facts: Facts) -> Iterator[Outcome]:
     """The distribution and version that /etc/os-release or its predecessors give are in the table of supported systems.
 
     Debian's and CentOS's point releases are taken from debian_version and centos-release, SUSE's service pack from the
-    minor version or PATCHLEVEL.
+    minor version or PATCHLEVEL. A source on whose disks no system is found fails too.
     """
+    if facts.linux is None:
+        yield _no_linux(facts)
+        return
     release = linux_of(facts).release
     if release is None:
         yield failed("none of os-release, redhat-release, SuSE-release, lsb-release and debian_version is in /etc")
@@ -61,6 +64,15 @@ def listed_distribution(facts: Facts) -> Iterator[Outcome]:
         yield failed(f"{said}; only later editions of the guide list it", severity=Severity.WARNING)
     else:
         yield passed(said)
+
+
+def _no_linux(facts: Facts) -> Outcome:
+    if facts.windows is not None:
+        return not_applicable("the system is Windows")
+    problem = next((f"{volume.name}: {volume.problem}" for volume in facts.volumes if volume.problem), "")
+    if problem:
+        return unknown(f"no system was found, and not all volumes could be looked into: {problem}")
+    return failed("no file system of the disks holds a Linux or Windows system")
 
 
 @check("VMIE-OS-03")
