@@ -76,7 +76,7 @@ class _Failing:
 
     def __call__(self, kind: str, node: Node | None, operation: Operation | None) -> None:
         fault = self._fault
-        if not self.armed or kind == "forget" or (fault.kinds is not None and kind not in fault.kinds):
+        if not self.armed or kind in ("forget", "synced") or (fault.kinds is not None and kind not in fault.kinds):
             return
         self.count += 1
         if self.count == self._at or (self.count > self._at and not fault.once):

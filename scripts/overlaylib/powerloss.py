@@ -85,20 +85,25 @@ class Workload:
             self.header, self.base, files, {file.number: bytes(file.synced) for file in files.values()}
         )
         self.below: DiskImage = memory_disk(self.base)
-        kept = self.rng.choice((2, 8192))
+        # With few pages in memory, writing flushes unasked, for which it would wait for the flush that it happens in.
+        self.flushes_unasked = self.rng.random() < 0.5
+        kept = 2 if self.flushes_unasked else 8192
         self.disk: OverlayDisk = open_disk(self.storage, self.header, "overlay", self.below, pages_kept=kept)
         self.changes = 0
         self.unfinished: int | None = None
         self.during: Callable[[str], None] | None = None
+        """What another thread does in the middle of an operation, at the call to the storage after `wait` others."""
+        self.wait = 0
         self.storage.watcher = self._watch
 
     def _watch(self, kind: str, node: Node | None, operation: Operation | None) -> None:
-        during, self.during = self.during, None
-        if during is not None and kind in ("sync", "write", "hole"):
-            # Another thread, exactly here.
-            during(kind)
-        elif during is not None:
-            self.during = during
+        # Guards are written under the lock of the index, for which the other thread would have to wait.
+        guard = operation is not None and operation.length == SECTOR and operation.offset >= self.header.guards_offset
+        if self.during is not None and kind in ("sync", "synced", "write", "hole") and not guard:
+            self.wait -= 1
+            if self.wait < 0:
+                during, self.during = self.during, None
+                during(kind)
         if node is not None and (operation is not None or kind == "sync"):
             self.record.log.append((node, operation))
 
@@ -134,13 +139,13 @@ class Workload:
         rng = self.rng
         choice = rng.random()
         if choice < 0.25:
-            if rng.random() < 0.4:
-                self.during = lambda _kind: self.change()
+            if rng.random() < 0.4 and not self.flushes_unasked:
+                self.during, self.wait = lambda _kind: self.change(), rng.randrange(4)
             self.flush()
             self.during = None
         else:
-            if rng.random() < 0.15:
-                self.during = lambda kind: self.flush() if kind != "sync" else None
+            if rng.random() < 0.15 and not self.flushes_unasked:
+                self.during, self.wait = lambda kind: self.flush() if kind in ("write", "hole") else None, 0
             self.change()
             self.during = None
 

@@ -90,7 +90,10 @@ class NameChange:
 Entry: TypeAlias = "tuple[Node, Operation | None] | NameChange | None"
 """Of a journal: an operation on a file or, with None, its sync; a change of names; with None, their sync."""
 Watcher = Callable[[str, Node | None, Operation | None], None]
-"""Called before each operation with its kind, the file and what it does; may raise OSError in its stead."""
+"""Called before each operation with its kind, the file and what it does; may raise OSError in its stead.
+
+`synced` is called after a sync, which can fail no more.
+"""
 
 
 class SimulatedStorage:
@@ -245,6 +248,7 @@ class SimulatedFile:
         node.pending.clear()
         if self.storage.recorded:
             self.storage.journal.append((node, None))
+        self.storage.watch("synced", node)
 
     def forget_clean_pages(self) -> None:
         self.storage.watch("forget", self.node)

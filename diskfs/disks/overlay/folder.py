@@ -214,7 +214,7 @@ def open_disk(
             file.forget_clean_pages()
         block_map = BlockMap(index, header, f"{name}/{index_name(header.disk)}", pages_kept)
         block_map.require_sound()
-        data = DataFile(files, f"{name}/{data_name(header.disk, 0)}", header.virtual_size)
+        data = DataFile(files, f"{name}/{data_name(header.disk, 0)}", header.virtual_size, SEGMENT_SIZE)
         undo.pop_all()
         return OverlayDisk(base, data, block_map, header.block_size)
 
