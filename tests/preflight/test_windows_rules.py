@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from diskfs.preflight.request import Request
+from diskfs.preflight.request import Operation, Request
+from diskfs.preflight.rules.engine import Result
+from diskfs_formats.findings import Severity
 from tests.preflight.windows_tree import (
     AES_EMPTY,
     AES_HASH,
@@ -492,12 +494,12 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
 @functools.cache
 def base_statuses() -> Mapping[str, str]:
     with tempfile.TemporaryDirectory() as folder:
-        return _statuses(Path(folder), {})
+        return {name: result.status.value for name, result in _results(Path(folder), {}).items()}
 
 
-def _statuses(folder: Path, change: dict[str, Any]) -> dict[str, str]:
+def _results(folder: Path, change: dict[str, Any]) -> dict[str, Result]:
     found = results(windows_tree(folder, **change))
-    return {name: result.status.value for name, result in found.items() if name.split("-")[1] in GROUPS}
+    return {name: result for name, result in found.items() if name.split("-")[1] in GROUPS}
 
 
 def test_the_tree_keeps_every_rule_about_windows() -> None:
@@ -510,7 +512,84 @@ def test_the_tree_keeps_every_rule_about_windows() -> None:
 def test_one_change_concerns_just_these_rules(expected: dict[str, str], change: dict[str, Any], tmp_path: Path) -> None:
     base = base_statuses()
 
-    found = _statuses(tmp_path, change)
+    found = _results(tmp_path, change)
 
-    differing = {name: status for name, status in found.items() if status != base[name]}
-    assert differing == {name: status for name, status in expected.items() if status != base[name]}
+    differing = {name: result for name, result in found.items() if result.status.value != base[name]}
+    statuses = {name: result.status.value for name, result in differing.items()}
+    assert statuses == {name: status for name, status in expected.items() if status != base[name]}
+    broken = [result for result in differing.values() if result.status.value == FAIL]
+    assert all(result.found for result in broken)
+    # Nothing can be done about a processor.
+    assert {result.rule.id for result in broken if result.refuses and not result.remedy} <= {"VMIE-OS-01"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "found", "remedy"),
+    [
+        (
+            "VMIE-WIN-01",
+            {"free": 6 * GIB - 1},
+            "disk0p2 has 6442450943 of 41875931136 bytes free; 6442450944 are needed",
+            "Free space before export.",
+        ),
+        (
+            "VMIE-WIN-08",
+            system(CONTROL + "\\Terminal Server", "fDenyTSConnections", 1),
+            "SYSTEM\\ControlSet001\\Control\\Terminal Server: fDenyTSConnections is 1",
+            (
+                'enable it: reg add "HKLM\\SYSTEM\\CurrentControlSet\\Control\\Terminal Server" '
+                "/v fDenyTSConnections /t REG_DWORD /d 0 /f"
+            ),
+        ),
+        (
+            "VMIE-WIN-25",
+            started("Dhcp", 4),
+            "SYSTEM\\ControlSet001\\Services\\Dhcp: Start is 4 (disabled)",
+            "sc config Dhcp start= auto",
+        ),
+        (
+            "VMIE-WIN-05",
+            {"bcd": bcd_object(LOADER, 0x10200003, {0x260000B0: b"\x01"})},
+            f"disk0p1: /Boot/BCD\\Objects\\{LOADER}\\Elements\\260000b0 (ems) is 1",
+            "bcdedit /ems off and bcdedit /bootems off",
+        ),
+    ],
+)
+def test_the_evidence_and_the_remedy(
+    rule: str, change: dict[str, Any], found: str, remedy: str, tmp_path: Path
+) -> None:
+    result = _results(tmp_path, change)[rule]
+
+    assert (result.found, result.remedy) == (found, remedy)
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "severity"),
+    [
+        ("VMIE-WIN-10", {"sam": account(1000, "user", flags=0x0014)}, Severity.WARNING),
+        ("VMIE-WIN-10", {"sam": account(1000, "user", RC4_EMPTY)}, Severity.ERROR),
+        ("VMIE-WIN-25", {"system": {INTERFACE: {"EnableDHCP": 0, "IPAddress": ["192.0.2.10"]}}}, Severity.WARNING),
+        ("VMIE-WIN-26", {"system": with_firewall(RDP_RULE)}, Severity.INFO),
+        ("VMIE-WIN-29", paging("D:\\pagefile.sys 4096 4096"), Severity.WARNING),
+        ("VMIE-WIN-29", {"system": {DIRECTORY: ON_D}}, Severity.ERROR),
+    ],
+)
+def test_what_matters_less_says_so(rule: str, change: dict[str, Any], severity: Severity, tmp_path: Path) -> None:
+    assert _results(tmp_path, change)[rule].severity is severity
+
+
+def test_another_disk_does_not_count_with_import_instance(tmp_path: Path) -> None:
+    change = {
+        "system": {DIRECTORY: ON_D, "MountedDevices": {"\\DosDevices\\D:": SECOND_PARTITION}},
+        "request": Request(Operation.IMPORT_INSTANCE),
+    }
+
+    assert _results(tmp_path, change)["VMIE-WIN-29"].status.value == FAIL
+
+
+def test_a_damaged_hive_leaves_its_rules_unknown_and_the_others_decided(tmp_path: Path) -> None:
+    found = _results(tmp_path, {"files": {HIVE_FOLDER + "SOFTWARE": b"regf" + bytes(8188)}})
+
+    assert found["VMIE-WIN-13"].status.value == UNKNOWN
+    assert "disk0p2: /Windows/System32/config/SOFTWARE: offset 0x14: version 0.0" in found["VMIE-WIN-13"].found
+    assert found["VMIE-WIN-18"].status.value == PASS

@@ -11,6 +11,8 @@ from diskfs.preflight.windows.version import CURRENT_VERSION, ENGLISH_US
 
 SERVER_LEVELS = CURRENT_VERSION + r"\Server\ServerLevels"
 
+NOT_NANO = "install Server Core or the Desktop Experience, and move the roles there"
+
 
 def windows_of(facts: Facts) -> WindowsFacts:
     """Return the facts about Windows; the engine runs these checks only if there are any."""
@@ -70,11 +72,11 @@ def no_nano_server(facts: Facts) -> Iterator[Outcome]:
     version = windows.version
     level = windows.software(SERVER_LEVELS, "NanoServer")
     if level.integer:
-        yield failed(str(level))
+        yield failed(str(level), NOT_NANO)
     for name in ("EditionID", "InstallationType"):
         reading = version.read(name)
         if "nano" in (reading.text or "").lower():
-            yield failed(str(reading))
+            yield failed(str(reading), NOT_NANO)
     yield passed(f"{level.where}: NanoServer is not set")
 
 

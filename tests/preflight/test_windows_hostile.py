@@ -1,0 +1,67 @@
+"""Hives, boot stores and answer files made to break a reader: the rules say what they found, and end in time."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from diskfs.preflight.rules.outcome import Status
+from tests.guest.test_registry import ROOT_CELL, with_lists
+from tests.preflight.windows_tree import base_hive, results, windows_tree
+
+FOLDER = "/Windows/System32/config/"
+ROUNDS = 12
+SEED = 20261127
+
+
+def spoiled(hive: bytes, chance: random.Random) -> bytes:
+    """Return a hive cut off, or with some bytes changed, most of them where its keys are."""
+    changed = bytearray(hive)
+    if chance.random() < 0.15:
+        del changed[chance.randrange(len(changed)) :]
+    for _ in range(chance.randint(1, 12) if changed else 0):
+        place = chance.randrange(len(changed))
+        changed[place] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)])
+    return bytes(changed)
+
+
+def test_spoiled_hives_end_in_findings(tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    begin = time.process_time()
+    for number in range(ROUNDS):
+        files = {FOLDER + name: spoiled(base_hive(name), chance) for name in ("SYSTEM", "SOFTWARE", "SAM")}
+        folder = tmp_path / str(number)
+        folder.mkdir()
+
+        found = results(windows_tree(folder, files=files, boot_files={"/Boot/BCD": spoiled(base_hive("BCD"), chance)}))
+
+        assert len(found) > 100
+    assert time.process_time() - begin < 20
+
+
+@pytest.mark.parametrize("name", ["SYSTEM", "SOFTWARE"])
+def test_a_hive_of_a_billion_keys_is_given_up(name: str, tmp_path: Path) -> None:
+    begin = time.process_time()
+
+    found = results(windows_tree(tmp_path, files={FOLDER + name: with_lists([ROOT_CELL] * 60000, index=60000)}))
+
+    rule = {"SYSTEM": "VMIE-WIN-18", "SOFTWARE": "VMIE-WIN-13"}[name]
+    assert found[rule].status is Status.UNKNOWN
+    assert "keys, values and list elements were looked at" in found[rule].found
+    assert time.process_time() - begin < 30
+
+
+def test_deep_and_large_answer_files_are_findings(tmp_path: Path) -> None:
+    namespace = b"<unattend xmlns='urn:schemas-microsoft-com:unattend'>"
+    for number, (content, found) in enumerate(
+        [
+            (namespace + b"<a>" * 20000 + b"</a>" * 20000 + b"</unattend>", "has no settings of the pass oobeSystem"),
+            (b"x" * (1 << 20), "it is no well-formed XML"),
+            (b"x" * ((1 << 20) + 1), "over the limit of"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rule = results(windows_tree(folder, files={"/Windows/Panther/unattend.xml": content}))["VMIE-WIN-22"]
+        assert found in rule.found
