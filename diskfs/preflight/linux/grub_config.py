@@ -16,7 +16,9 @@ MAX_ENTRIES = 2_000
 MAX_VALUE = 16 << 10
 """Characters of a variable: kernel options are at most 4,096."""
 
-LINUX_COMMANDS = frozenset({"linux", "linux16", "linuxefi", "linux32", "multiboot", "multiboot2"})
+LINUX_COMMANDS = frozenset({"linux", "linux16", "linuxefi", "linux32"})
+MODULE_COMMANDS = frozenset({"module", "module2"})
+"""Behind `multiboot` of a hypervisor: the first one loads the kernel, the second the initramfs."""
 INITRD_COMMANDS = frozenset({"initrd", "initrd16", "initrdefi", "initrd32"})
 
 
@@ -340,6 +342,12 @@ class _Run:
             entry.update(
                 kernel=device_free(arguments[0]), options=" ".join(arguments[1:])[:MAX_VALUE], kernel_line=line
             )
+        elif name in MODULE_COMMANDS and arguments:
+            words = [word for word in arguments if not word.startswith("--")]
+            if "kernel" not in entry and words:
+                entry.update(kernel=device_free(words[0]), options=" ".join(words[1:])[:MAX_VALUE], kernel_line=line)
+            else:
+                entry["initrds"] = tuple(device_free(word) for word in words[:1])
         elif name in INITRD_COMMANDS and arguments:
             entry["initrds"] = tuple(device_free(word) for word in arguments[:16])
         elif name == "chainloader" and arguments:
