@@ -97,7 +97,8 @@ class SourceIdentity:
             )
         for mine, its in zip(self.disks, other.disks, strict=True):
             where = f"disk {mine.index}: " if self.container else ""
-            for word in ("format", "variant", "virtual_size", "sector_size", "id", "file_name", "content_ids"):
+            names = ("id", "file_name") if self.container else ()
+            for word in ("format", "variant", "virtual_size", "sector_size", *names, "content_ids"):
                 if getattr(mine, word) != getattr(its, word):
                     found, expected = _shown(getattr(its, word)), _shown(getattr(mine, word))
                     return f"{where}its {word.replace('_', ' ')} is {found}, expected {expected}"
