@@ -1,6 +1,6 @@
 """Fixtures and rules of all tests: the corpus, what a machine must have, and that nothing logs a warning unasked."""
 
-import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -32,23 +32,24 @@ def corpus() -> Path:
         pytest.skip(f"there is no corpus of real images at {STORED_CORPUS}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diskfs-tests"
     unpacked = cache / f"corpus-{hashlib.sha256(MANIFEST.read_bytes()).hexdigest()[:16]}"
-    if not unpacked.is_dir():
-        _unpack(unpacked)
+    cache.mkdir(parents=True, exist_ok=True)
+    # Several processes run tests at once, and one of them unpacks for all.
+    with (cache / "unpacking.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not unpacked.is_dir():
+            _unpack(unpacked)
     return unpacked
 
 
 def _unpack(destination: Path) -> None:
     """Unpack and verify the corpus; the folder appears only when it is complete."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix="unpacking-") as folder:
         complete = Path(folder) / "corpus"
         command = [sys.executable, str(STORED_CORPUS / "unpack"), str(complete)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             pytest.fail(f"the corpus could not be unpacked: {result.stderr.strip() or result.stdout.strip()}")
-        # Another run may have been quicker; its folder is as good.
-        with contextlib.suppress(OSError):
-            complete.rename(destination)
+        complete.rename(destination)
 
 
 @pytest.fixture(scope="session")

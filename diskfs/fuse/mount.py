@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 import pyfuse3
 import trio
@@ -82,6 +83,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
     """
     keep_freed_buffers()
     with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(_EndingSignals())
         opened = stack.enter_context(
             open_source(
                 location,
@@ -107,6 +109,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
         # Nothing of ours may keep a folder busy, or lie under the mount itself.
         os.chdir("/")
         before = fuse_descriptors()
+        signals.hold()
         try:
             pyfuse3.init(operations, str(mountpoint), _fuse_options(opened, options))
         except RuntimeError as error:
@@ -121,7 +124,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
             announced = True
 
         try:
-            serving = functools.partial(_serve, operations, is_remote=is_remote)
+            serving = functools.partial(_serve, operations, signals, is_remote=is_remote)
             trio.run(serving, mountpoint, fuse_descriptors() - before, announce)
             cleanly = True
         except BaseExceptionGroup as group:
@@ -136,6 +139,7 @@ def serve(location: str, mountpoint: Path, options: MountOptions, ready: Callabl
 
 async def _serve(
     operations: DiskfsOperations,
+    signals: "_EndingSignals",
     mountpoint: Path,
     descriptors: set[int],
     ready: Callable[[], None],
@@ -152,7 +156,7 @@ async def _serve(
                 )
             )
             discards.install_at_first_request()
-        nursery.start_soon(_end_on_signal, session)
+        nursery.start_soon(_end_on_signal, signals, session)
         nursery.start_soon(_announce, mountpoint, ready)
         if is_remote:
             nursery.start_soon(_stop_fetching_at_the_end, list(descriptors))
@@ -166,15 +170,43 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def _end_on_signal(session: Session) -> None:
-    # Whoever ignores SIGHUP (nohup) wants to outlive the terminal.
-    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    with trio.open_signal_receiver(*numbers) as received:
+async def _end_on_signal(signals: "_EndingSignals", session: Session) -> None:
+    with trio.open_signal_receiver(*signals.numbers) as received:
+        if signals.came:
+            session.end()
         async for number in received:
             log.info("%s: unmounting", signal.Signals(number).name)
             # Once more is harmless; a second signal must not end the process before it has unmounted.
             session.end()
             stop_fetching()
+
+
+class _EndingSignals:
+    """The signals that end a mount. Once held, none of them ends the process by itself, until this is left: not
+    before the event loop listens, and not while what was written becomes durable and the mount goes away.
+    """
+
+    def __init__(self) -> None:
+        # Whoever ignores SIGHUP (nohup) wants to outlive the terminal.
+        self.numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self.came = False
+        """Whether one came that the event loop was not told of."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def hold(self) -> None:
+        """Let the signals do nothing but to be noted. Call it from the main thread."""
+        for number in self.numbers:
+            self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 async def _stop_fetching_at_the_end(descriptors: list[int]) -> None:
