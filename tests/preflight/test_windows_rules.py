@@ -12,6 +12,7 @@ import pytest
 from diskfs.preflight.request import Operation, Request
 from diskfs.preflight.rules.engine import Result
 from diskfs_formats.findings import Severity
+from tests.guest.hives import merged
 from tests.preflight.windows_tree import (
     AES_EMPTY,
     AES_HASH,
@@ -67,7 +68,7 @@ WINDOWS_11 = {
 }  # fmt: skip
 SERVER_2003 = {
     VERSION: {
-        "ProductName": "Microsoft Windows Server 2003 Enterprise Edition", "EditionID": None, "InstallationType": None,
+        "ProductName": "Microsoft Windows Server 2003", "EditionID": None, "InstallationType": None,
         "CurrentVersion": "5.2", "CurrentMajorVersionNumber": None, "CurrentMinorVersionNumber": None,
         "CurrentBuild": "3790", "CurrentBuildNumber": "3790", "ReleaseId": None, "CSDVersion": None,
     }
@@ -169,6 +170,11 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         system(CONTROL + "\\ComputerName\\ComputerName", "ComputerName", "サーバー"),
     ),
     ("VMIE-WIN-07", {"VMIE-WIN-07": FAIL}, started("vmms", 2)),
+    (
+        "VMIE-WIN-07 the hypervisor alone",
+        {"VMIE-WIN-07": FAIL},
+        {"bcd": bcd_object(LOADER, 0x10200003, {0x250000F0: struct.pack("<Q", 1)})},
+    ),
     ("VMIE-WIN-08 denied", {"VMIE-WIN-08": FAIL}, system(CONTROL + "\\Terminal Server", "fDenyTSConnections", 1)),
     (
         "VMIE-WIN-08 by policy",
@@ -187,6 +193,26 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         {"system": with_firewall(RDP_RULE + "Profile=Domain|")},
     ),
     ("VMIE-WIN-09 let in", {"VMIE-WIN-26": FAIL}, {"system": with_firewall(RDP_RULE)}),
+    (
+        "VMIE-WIN-09 another program, all ports",
+        {"VMIE-WIN-09": FAIL, "VMIE-WIN-26": FAIL},
+        {"system": with_firewall("v2.28|Action=Allow|Active=TRUE|Dir=In|Protocol=6|App=C:\\x.exe|")},
+    ),
+    (
+        "VMIE-WIN-09 all programs, a range",
+        {"VMIE-WIN-26": FAIL},
+        {"system": with_firewall("v2.28|Action=Allow|Active=TRUE|Dir=In|Protocol=6|LPort=80,3000-3389|")},
+    ),
+    (
+        "VMIE-WIN-09 kept out",
+        {"VMIE-WIN-09": FAIL, "VMIE-WIN-26": FAIL},
+        {
+            "system": merged(
+                with_firewall(RDP_RULE),
+                {FIREWALL + "\\FirewallRules": {"no": "v2.28|Action=Block|Active=TRUE|Dir=In|Protocol=6|LPort=3389|"}},
+            )
+        },
+    ),
     (
         "VMIE-WIN-09 another port",
         {"VMIE-WIN-09": FAIL, "VMIE-WIN-26": FAIL},
@@ -426,6 +452,19 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         {"VMIE-OS-06": PASS, "VMIE-OS-12": "not-checked"},
         {"software": {VERSION: {**SERVER_2003[VERSION], "CSDVersion": "Service Pack 1"}}},
     ),
+    (
+        "VMIE-OS-05 Web Edition of 2003",
+        {"VMIE-OS-05": FAIL, "VMIE-OS-06": FAIL, "VMIE-OS-12": "not-checked"},
+        {"software": SERVER_2003, "system": {CONTROL + "\\ProductOptions": {"ProductSuite": ["Blade"]}}},
+    ),
+    (
+        "VMIE-OS-05 and 06 2003 R2",
+        {"VMIE-OS-12": "not-checked"},
+        {
+            "software": {VERSION: {**SERVER_2003[VERSION], "ProductName": "Microsoft Windows Server 2003 R2"}},
+            "system": {CONTROL + "\\ProductOptions": {"ProductSuite": ["Enterprise", "Terminal Server"]}},
+        },
+    ),
     ("VMIE-OS-07", {"VMIE-OS-07": FAIL}, software(VERSION + "\\Server\\ServerLevels", "NanoServer", 1)),
     (
         "VMIE-OS-08",
@@ -569,6 +608,11 @@ def test_the_evidence_and_the_remedy(
         ("VMIE-WIN-10", {"sam": account(1000, "user", flags=0x0014)}, Severity.WARNING),
         ("VMIE-WIN-10", {"sam": account(1000, "user", RC4_EMPTY)}, Severity.ERROR),
         ("VMIE-WIN-25", {"system": {INTERFACE: {"EnableDHCP": 0, "IPAddress": ["192.0.2.10"]}}}, Severity.WARNING),
+        (
+            "VMIE-WIN-07",
+            {"bcd": bcd_object(LOADER, 0x10200003, {0x250000F0: struct.pack("<Q", 1)})},
+            Severity.INFO,
+        ),
         ("VMIE-WIN-26", {"system": with_firewall(RDP_RULE)}, Severity.INFO),
         ("VMIE-WIN-29", paging("D:\\pagefile.sys 4096 4096"), Severity.WARNING),
         ("VMIE-WIN-29", {"system": {DIRECTORY: ON_D}}, Severity.ERROR),

@@ -270,7 +270,7 @@ def _disk(folder: Path, scheme: str, table: str, size: int, disk_format: str) ->
     text = table or (MBR_TABLE if scheme == "mbr" else GPT_TABLE)
     subprocess.run(["sfdisk", "--quiet", disk], input=text, text=True, check=True, capture_output=True)
     with disk.open("r+b") as file:
-        if "label: dos" in text:
+        if "label: dos" in text or "LegacyBIOSBootable" in text:
             file.write(MBR_CODE)
         file.seek(2048 * 512)
         file.write(VOLUME_CODE.ljust(510, b"\0") + b"\x55\xaa")

@@ -7,6 +7,7 @@ from diskfs.preflight.request import Operation
 from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, passed, unknown
 from diskfs.preflight.rules.registry import check
 from diskfs.preflight.rules.windows_systems import windows_of
+from diskfs.preflight.windows.bcd import HYPERVISOR_AUTO, HYPERVISOR_LAUNCH
 from diskfs.preflight.windows.network import PROFILES, REACHED_PROFILES
 from diskfs.preflight.windows.readings import Reading
 from diskfs.preflight.windows.services import SERVICES
@@ -70,8 +71,8 @@ def sr_iov_drivers(facts: Facts) -> Iterator[Outcome]:
 
 @check("VMIE-WIN-06")
 def english_language_pack(facts: Facts) -> Iterator[Outcome]:
-    """MUI\\UILanguages has only en-US, and InstallLanguage is 0409; other languages whose names are written in ASCII
-    letters are a warning. A computer name with other characters fails.
+    """MUI\\UILanguages has English only, and InstallLanguage is English. A computer name with characters beyond ASCII
+    is a warning.
     """
     windows = windows_of(facts)
     languages = windows.version.languages
@@ -89,7 +90,9 @@ def english_language_pack(facts: Facts) -> Iterator[Outcome]:
 
 @check("VMIE-WIN-07")
 def no_hyper_v(facts: Facts) -> Iterator[Outcome]:
-    """A server has no service vmms, which is Hyper-V's own."""
+    """A server has no service vmms, which is Hyper-V's own. A boot entry that starts the hypervisor without it
+    (hypervisorlaunchtype Auto) is a note only: security features use it, too.
+    """
     windows = windows_of(facts)
     if not windows.version.is_server:
         yield not_applicable("it is a client")
@@ -98,6 +101,10 @@ def no_hyper_v(facts: Facts) -> Iterator[Outcome]:
     if service is not None:
         yield failed(str(service), "remove the role: Remove-WindowsFeature Hyper-V, and restart")
         return
+    for store in windows.boot.stores:
+        for entry in store.menu:
+            if entry.number(HYPERVISOR_LAUNCH) == HYPERVISOR_AUTO:
+                yield failed(entry.evidence(HYPERVISOR_LAUNCH, "hypervisorlaunchtype"), severity=Severity.INFO)
     yield passed(f"{windows.services.where(HYPERVISOR_SERVICE)} is not there")
 
 
@@ -123,7 +130,7 @@ def remote_desktop(facts: Facts) -> Iterator[Outcome]:
 @check("VMIE-WIN-09")
 def firewall_lets_rdp_in(facts: Facts) -> Iterator[Outcome]:
     """For the public and the private profile the firewall is off, or an active rule (before Vista: a port list) lets
-    TCP to the port of Remote Desktop in.
+    TCP to the port of Remote Desktop in, and none keeps it out.
     """
     network = windows_of(facts).network
     port = network.rdp_port
@@ -131,6 +138,10 @@ def firewall_lets_rdp_in(facts: Facts) -> Iterator[Outcome]:
         enabled = network.firewall_enabled(profile)
         if enabled.integer == 0 or not (enabled.exists or network.firewall_rules):
             yield passed(str(enabled))
+            continue
+        blocking = next((rule for rule in network.firewall_rules if rule.blocks(port, PROFILES[profile])), None)
+        if blocking is not None:
+            yield failed(f"{network.firewall_where()}: {blocking.name} keeps TCP port {port} out ({PROFILES[profile]})")
             continue
         allowing = next((rule for rule in network.firewall_rules if rule.allows(port, PROFILES[profile])), None)
         listed = network.open_port(profile, port)

@@ -1,8 +1,8 @@
 """VMIE-BOOT-02 to -05 and VMIE-WIN-05, -28, -30: how Windows starts, and what the service makes of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from diskfs.preflight.boot_mode import boot_table, predict, unmet_criteria
 from diskfs.preflight.facts import Facts
 from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, passed, unknown
 from diskfs.preflight.rules.registry import check
@@ -18,96 +18,42 @@ from diskfs.preflight.windows.bcd import (
     BcdObject,
 )
 from diskfs_formats.findings import Severity
-from diskfs_formats.partitions import PartitionTable
 
-MAX_CONVERTED = 2 << 40
-"""Bytes below which a disk is converted."""
-MAX_PARTITIONS = 3
-DYNAMIC_TYPES = frozenset({"0x42", "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3", "af9b60a0-1431-4f62-bc68-3311714a69ad"})
-"""Partitions of a Windows dynamic disk (LDM)."""
 BIOS, UEFI = "legacy-bios", "uefi"
 MAX_SHOWN = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """How the service will start the system: None if the guide does not say; and why."""
-
-    mode: str | None
-    reason: str
-    converts_gpt: bool = False
-
-
-def predict(facts: Facts) -> Prediction:
-    """Predict the boot mode of a Windows guest; raises DiskfsError if the disks cannot be read."""
-    boot = windows_of(facts).boot
-    fits = boot.fits
-    reasons = "; ".join(reason for reason in (boot.bios_reason, boot.uefi_reason) if reason)
-    given = facts.request.boot_mode
-    if given is not None:
-        return Prediction(given, f"--boot-mode {given}; {reasons}")
-    if not fits:
-        return Prediction(None, "no volume has a boot manager of Windows that firmware would start")
-    if fits != {BIOS, UEFI}:
-        return Prediction(next(iter(fits)), reasons)
-    against = list(_against_conversion(facts))
-    if against:
-        return Prediction(None, f"both modes fit ({reasons}), and {'; '.join(against)}")
-    disk, table = _system_disk(facts)
-    return Prediction(BIOS, f"both modes fit ({reasons}), and disk{disk} meets all criteria", _is_gpt(table))
-
-
-def _system_disk(facts: Facts) -> tuple[int, PartitionTable | None]:
-    index = windows_of(facts).volume.disk_index
-    return index, next((table for disk, table in facts.partition_tables if disk.index == index), None)
-
-
-def _is_gpt(table: PartitionTable | None) -> bool:
-    return table is not None and table.scheme == "gpt"
-
-
-def _against_conversion(facts: Facts) -> Iterator[str]:
-    """Yield which of the guide's criteria for legacy BIOS by default are not met."""
-    index, table = _system_disk(facts)
-    disk = next(disk for disk in facts.disks if disk.index == index)
-    size = disk.image.size
-    if size >= MAX_CONVERTED:
-        yield f"disk{index} has {size} bytes, {MAX_CONVERTED} or more"
-    partitions = [one for one in table.partitions if not _is_logical(table, one.number)] if table is not None else []
-    if len(partitions) > MAX_PARTITIONS:
-        yield f"disk{index} has {len(partitions)} primary partitions, over {MAX_PARTITIONS}"
-    for partition in partitions:
-        if partition.type_text in DYNAMIC_TYPES:
-            yield f"disk{index} is a dynamic disk (partition {partition.number} has the type {partition.type_text})"
-            break
-    kind = disk.driver.name if disk.driver is not None else "unknown"
-    if kind != "vhdx":
-        yield f"disk{index} is {kind.upper()}, not VHDX"
-
-
-def _is_logical(table: PartitionTable, number: int) -> bool:
-    return table.scheme == "mbr" and number > 4
+def _reasons(facts: Facts) -> str:
+    """Say what firmware would start, and which of Windows' own loaders are there."""
+    boot, windows = facts.boot, windows_of(facts).boot
+    return "; ".join(filter(None, [boot.bios_reason, windows.bios_reason, boot.uefi_reason, windows.uefi_reason]))
 
 
 @check("VMIE-BOOT-02")
 def boot_modes_that_fit(facts: Facts) -> Iterator[Outcome]:
-    """States which modes fit: legacy BIOS with bootmgr and Boot\\BCD (or ntldr and boot.ini) on an active partition,
-    UEFI with bootmgfw.efi and its BCD, or bootx64.efi, on a FAT volume. It fails if --boot-mode does not fit.
+    """States which modes fit: legacy BIOS with boot code and an active partition, which for Windows has bootmgr and
+    Boot\\BCD (or ntldr and boot.ini); UEFI with a loader on an EFI system partition, for Windows bootmgfw.efi. It fails
+    if --boot-mode does not fit, or a store is missing.
     """
-    boot = windows_of(facts).boot
-    given = facts.request.boot_mode
-    if not boot.fits:
-        yield failed("no volume has a boot manager of Windows that firmware would start", severity=Severity.WARNING)
-    elif given in {BIOS, UEFI} and given not in boot.fits:
+    fits, given = facts.boot.fits, facts.request.boot_mode
+    if not fits:
+        yield failed("nothing on the disks starts Windows: see VMIE-BOOT-11", severity=Severity.WARNING)
+    elif given in {BIOS, UEFI} and given not in fits:
         yield failed(
-            f"--boot-mode {given}, and only {next(iter(boot.fits))} fits: {boot.bios_reason or boot.uefi_reason}",
+            f"--boot-mode {given}, and only {next(iter(fits))} fits: {_reasons(facts)}",
             "leave --boot-mode out, or convert the disk (mbr2gpt /convert)",
             severity=Severity.WARNING,
         )
-    else:
-        yield passed(
-            f"{' and '.join(sorted(boot.fits))}: {'; '.join(filter(None, [boot.bios_reason, boot.uefi_reason]))}"
-        )
+    windows = windows_of(facts).boot
+    for mode, reason in ((BIOS, windows.bios_reason), (UEFI, windows.uefi_reason)):
+        if mode in fits and not reason:
+            yield failed(
+                f"{mode} fits ({_reasons(facts)}), and no boot manager of Windows with its boot store is there",
+                "rebuild it: bcdboot C:\\Windows",
+                severity=Severity.WARNING,
+            )
+    if fits:
+        yield passed(f"{' and '.join(sorted(fits))}: {_reasons(facts)}")
 
 
 @check("VMIE-BOOT-03")
@@ -115,12 +61,16 @@ def default_boot_mode(facts: Facts) -> Iterator[Outcome]:
     """States the mode of a system that fits both: legacy BIOS if its disk is below 2 TiB, has three primary partitions
     or fewer, is no dynamic disk, and is VHDX. Where one of these is not so and no --boot-mode is given, it fails.
     """
-    if windows_of(facts).boot.fits != {BIOS, UEFI}:
+    if facts.boot.fits != {BIOS, UEFI}:
         yield not_applicable("it does not fit both modes")
         return
     prediction = predict(facts)
     if prediction.mode is None:
-        yield failed(prediction.reason, "give --boot-mode uefi or --boot-mode legacy-bios", severity=Severity.WARNING)
+        yield failed(
+            "; ".join(unmet_criteria(facts)),
+            "give --boot-mode uefi or --boot-mode legacy-bios",
+            severity=Severity.WARNING,
+        )
     else:
         yield passed(f"{prediction.mode}: {prediction.reason}")
 
@@ -130,15 +80,14 @@ def gpt_stays(facts: Facts) -> Iterator[Outcome]:
     """The GPT of a Windows system that fits both modes is not converted to MBR: --boot-mode is given, or a criterion of
     VMIE-BOOT-03 is not met.
     """
-    index, table = _system_disk(facts)
-    if not _is_gpt(table):
-        yield not_applicable(f"disk{index} has no GPT")
+    if not _has_gpt(facts):
+        yield not_applicable("the disk that is started has no GPT")
         return
     prediction = predict(facts)
     if prediction.converts_gpt:
-        yield failed(f"disk{index} has a GPT, and {prediction.reason}", "give --boot-mode uefi to keep it")
+        yield failed(f"a GPT, and {prediction.reason}", "give --boot-mode uefi to keep it")
     else:
-        yield passed(f"the GPT of disk{index} stays: {prediction.reason}")
+        yield passed(f"the GPT stays: {prediction.reason}")
 
 
 @check("VMIE-BOOT-05")
@@ -146,19 +95,22 @@ def uefi_disk_stays(facts: Facts) -> Iterator[Outcome]:
     """The GPT of a Windows system that fits UEFI, perhaps UEFI alone, is not converted to MBR: --boot-mode is given, or
     a criterion of VMIE-BOOT-03 is not met.
     """
-    index, table = _system_disk(facts)
     given = facts.request.boot_mode
-    if not _is_gpt(table) or UEFI not in windows_of(facts).boot.fits:
-        yield not_applicable(f"disk{index} has no GPT, or no loader for UEFI")
+    if not _has_gpt(facts) or UEFI not in facts.boot.fits:
+        yield not_applicable("the disk that is started has no GPT, or no loader for UEFI")
         return
-    against = [f"--boot-mode {given}"] if given is not None else list(_against_conversion(facts))
+    against = [f"--boot-mode {given}"] if given is not None else unmet_criteria(facts)
     if against:
-        yield passed(f"the GPT of disk{index} stays: {'; '.join(against)}")
+        yield passed(f"the GPT stays: {'; '.join(against)}")
     else:
         yield failed(
-            f"disk{index} has a GPT and meets all criteria: it may be converted to MBR",
-            "give --boot-mode uefi to keep it",
+            "a GPT on a disk that meets all criteria: it may be converted to MBR", "give --boot-mode uefi to keep it"
         )
+
+
+def _has_gpt(facts: Facts) -> bool:
+    table = boot_table(facts)
+    return table is not None and table.scheme == "gpt"
 
 
 @check("VMIE-WIN-05")

@@ -33,9 +33,9 @@ def listed_version(facts: Facts) -> Iterator[Outcome]:
         yield failed(f"{version}: {build}: this build is not in the table")
         return
     if not version.edition:
-        yield failed(f"{version}: {version.read('EditionID')}: the edition is not in the table", _editions(system))
+        yield failed(f"{version}: {version.edition_evidence}: the edition is not in the table", _editions(system))
     elif version.edition not in system.editions:
-        yield failed(f"{version}: {version.read('EditionID')}, which is {version.edition}", _editions(system))
+        yield failed(f"{version}: {version.edition_evidence}, which is {version.edition}", _editions(system))
     architecture, evidence = version.machine
     if architecture == "arm64":
         yield failed(f"{version}: {evidence}: ARM64 is not supported")

@@ -28,7 +28,7 @@ SOFTWARE_RESTRICTION = r"Policies\Microsoft\Windows\Safer\CodeIdentifiers"
 DISALLOWED = 0
 FIPS = r"CurrentControlSet\Control\Lsa\FipsAlgorithmPolicy"
 CODE_INTEGRITY = "/System32/CodeIntegrity/SiPolicy.p7b"
-PREVIEW = re.compile(r"(?i)insider|preview|beta|fbl_|rs_prerelease|(?<![a-z])rc[0-9]")
+PREVIEW = re.compile(r"(?i)insider|preview|beta|fbl_|prerelease|winmain_|(?<![a-z])rc[0-9]")
 ARCHITECTURES = {"x86": "x86", "x64": "amd64", "arm64": "arm64"}
 SYSPREP_COMMAND = "%WINDIR%\\System32\\Sysprep\\sysprep.exe /oobe /generalize /shutdown"
 

@@ -16,6 +16,9 @@ PROFILES = {"DomainProfile": "Domain", "StandardProfile": "Private", "PublicProf
 POLICY_PROFILES = {"StandardProfile": "PrivateProfile"}
 RDP_PORT = 3389
 TCP = "6"
+RDP_SERVICE = "termservice"
+SERVICE_HOSTS = ("svchost.exe", "system")
+"""The programs of services, which a rule may name beside or instead of the service."""
 MAX_RULES = 8192
 REACHED_PROFILES = ("PublicProfile", "StandardProfile")
 """What a network that Windows has not met before is put into; the domain's profile needs the domain's network."""
@@ -61,13 +64,25 @@ class FirewallRule:
         return next(iter(self.all(key)), "")
 
     def allows(self, port: int, profile: str) -> bool:
-        """Tell whether the rule, as far as it is looked at, lets TCP connections to a port in."""
+        """Tell whether the rule lets TCP connections to a port in, for all programs or for Remote Desktop's service."""
+        service, program = self.first("svc").lower(), self.first("app").lower()
+        listens = service in {RDP_SERVICE, "*"} if service else not program or program.endswith(SERVICE_HOSTS)
+        return self._is_active("allow", profile) and listens and (not self._ports or _has_port(self._ports, port))
+
+    def blocks(self, port: int, profile: str) -> bool:
+        """Tell whether the rule keeps TCP connections to a port out by its number; that goes before what allows it."""
+        return self._is_active("block", profile) and _has_port(self._ports, port)
+
+    @property
+    def _ports(self) -> list[str]:
+        return self.all("lport") + self.all("lport2_10")
+
+    def _is_active(self, action: str, profile: str) -> bool:
         return (
-            self.first("action").lower() == "allow"
+            self.first("action").lower() == action
             and self.first("active").upper() == "TRUE"
             and self.first("dir").lower() == "in"
             and self.first("protocol") in {TCP, ""}
-            and _has_port(self.all("lport") + self.all("lport2_10"), port)
             and (not self.all("profile") or profile in self.all("profile"))
         )
 
@@ -138,9 +153,7 @@ _INTERFACE_VALUES = ("EnableDHCP", "IPAddress", "DefaultGateway", "NameServer")
 
 
 def _has_port(texts: list[str], port: int) -> bool:
-    """Tell whether a port is in lists such as `3389` and `49152-65535`; no list stands for all ports."""
-    if not texts:
-        return True
+    """Tell whether a port is in lists such as `3389` and `49152-65535`."""
     for text in ",".join(texts).split(","):
         low, _, high = text.partition("-")
         if low.isdecimal() and int(low[:6]) <= port <= int((high or low)[:6] if (high or low).isdecimal() else "0"):

@@ -12,6 +12,8 @@ from diskfs.preflight.windows.readings import SOFTWARE, SYSTEM, Reading, Registr
 CURRENT_VERSION = r"Microsoft\Windows NT\CurrentVersion"
 ENGLISH_US = 0x0409
 FIRST_WINDOWS_11 = 22000
+_SUITES = {"datacenter": "Datacenter", "enterprise": "Enterprise", "blade": "Web", "small business": "Small Business"}
+"""Editions of Windows Server 2003, the gravest first; without any of these it is Standard."""
 _MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64", 0x01C4: "arm"}
 _ARCHITECTURES = {"AMD64": "x64", "X86": "x86", "ARM64": "arm64"}
 _BITS = {"x86": 32, "x64": 64, "arm64": 64, "arm": 32}
@@ -123,9 +125,25 @@ class WindowsVersion:
         for edition, ids in windows_editions().items():
             if self.edition_id in ids:
                 return edition
-        if not self.edition_id:  # before Vista the name of the product has it
-            return next((edition for edition in windows_editions() if edition in self.product_name), "")
-        return ""
+        return "" if self.edition_id else self._edition_by_suite
+
+    @property
+    def product_suite(self) -> Reading:
+        """`ProductSuite`: which edition a server before Vista is."""
+        return self._registry.read(SYSTEM, r"CurrentControlSet\Control\ProductOptions", "ProductSuite")
+
+    @property
+    def _edition_by_suite(self) -> str:
+        suites = {suite.lower() for suite in self.product_suite.texts or ()}
+        for suite, edition in _SUITES.items():
+            if suite in suites:
+                return edition
+        return "Standard"
+
+    @property
+    def edition_evidence(self) -> Reading:
+        """What tells the edition: `EditionID`, or `ProductSuite` before Vista."""
+        return self.read("EditionID") if self.edition_id else self.product_suite
 
     @functools.cached_property
     def listed(self) -> WindowsSystem | None:
