@@ -47,6 +47,7 @@ FAILURES = (
     struct.error,
     RecursionError,
     MemoryError,
+    SystemError,
 )
 """What a reader may raise over damaged bytes."""
 

@@ -16,7 +16,7 @@ LINKS = (1, 58, 59, 60, 61, 155, 156, 157, 500, 1023)
 """Lengths of link targets: what fits into inodes of each kind, and what does not."""
 
 
-def make_tree(folder: Path, *, seed: int = 7) -> Path:
+def make_tree(folder: Path, *, seed: int = 7, many: int = MANY) -> Path:
     """Fill a folder and return it."""
     chance = random.Random(seed)
     (folder / "etc").mkdir(parents=True)
@@ -33,7 +33,7 @@ def make_tree(folder: Path, *, seed: int = 7) -> Path:
         file.seek((4 << 20) - 5)
         file.write(b"hello")
     (folder / "many").mkdir()
-    for number in range(MANY):
+    for number in range(many):
         (folder / f"many/{number:05d}-{'n' * (number % 60)}").write_text(str(number))
     (folder / "links").mkdir()
     for length in LINKS:

@@ -51,7 +51,11 @@ class SleuthImage(pytsk3.Img_Info):  # type: ignore[misc]  # the library has no 
         super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL)
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._device.read_up_to(offset, length)
+        # An exception that crosses the library ends as one that says nothing; too few bytes are an error to it as well.
+        try:
+            return self._device.read_up_to(offset, length)
+        except OSError:
+            return b""
 
     def get_size(self) -> int:
         return self._device.size
