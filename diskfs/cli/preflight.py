@@ -105,11 +105,12 @@ def _print(report: dict[str, Any], *, quiet: bool, everything: bool) -> None:
     undecided = any(rule["status"] == "unknown" and rule["severity"] == "error" for rule in report["rules"])
     limit = ", as far as it could be decided" if undecided and report["verdict"] == "accepted" else ""
     print_line(f"{report['source']}: {report['operation']}: {report['verdict']}{limit}")
+    facts = report["facts"]
     for key, title in _FACTS:
-        if report["facts"][key] is not None:
-            print_line(f"  {title:<13} {report['facts'][key]}")
-    if report["facts"]["boot_mode_reason"]:
-        print_line(f"  {'':<13} ({report['facts']['boot_mode_reason']})")
+        if key == "boot_mode" and facts["boot_mode_reason"]:
+            print_line(f"  {title:<13} {facts['boot_mode'] or 'not known'} ({facts['boot_mode_reason']})")
+        elif facts[key] is not None:
+            print_line(f"  {title:<13} {facts[key]}")
     for status, severity, title in _HEADINGS:
         if quiet and severity != "error":
             continue

@@ -9,8 +9,9 @@ import pytest
 from diskfs.preflight.request import Operation, Request
 from diskfs.preflight.rules.catalogue import rules
 from diskfs.preflight.rules.engine import Result, run_rule
+from diskfs.preflight.windows.version import CURRENT_VERSION as VERSION
 from tests.preflight.linux_guest import install_grub, make_guest
-from tests.preflight.test_windows_rules import SERVER_2003, VERSION, WINDOWS_7, WINDOWS_11
+from tests.preflight.test_windows_rules import SERVER_2003, WINDOWS_7, WINDOWS_11
 from tests.preflight.windows_tree import PROGRAMS, windows_tree
 
 SERVER_2022 = {VERSION: {"CurrentBuild": "20348", "CurrentBuildNumber": "20348", "ProductName": "Windows Server 2022"}}
