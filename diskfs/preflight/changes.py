@@ -47,7 +47,14 @@ def _fstab_changes(linux: "LinuxFacts") -> Iterator[Change]:
         (line.line, f"the line is commented out, for {line.reason}: {printable(line.text.strip(), 120)}")
         for line in fstab.invalid
     ]
-    changes += [(entry.line, change) for entry in fstab.entries if (change := _of_entry(linux, entry))]
+    seen: dict[str, int] = {}
+    for entry in fstab.entries:
+        is_mounted = entry.file.startswith("/") and not entry.is_swap
+        first = seen.setdefault(entry.file.rstrip("/"), entry.line) if is_mounted else entry.line
+        if first != entry.line:
+            changes.append((entry.line, f"the line is commented out: line {first} is for {entry.file} as well"))
+        elif change := _of_entry(linux, entry):
+            changes.append((entry.line, change))
     for line, change in sorted(changes)[:MAX_CHANGES]:
         yield Change(f"{FSTAB}:{line}", change)
 

@@ -51,7 +51,7 @@ def parse_legacy(text: str, path: str) -> LegacyMenu:
         elif command in {"kernel", "module"} and "kernel" not in entry:
             words = [word for word in value.split() if not word.startswith("--")]
             kernel = words[0] if words else ""
-            if kernel.endswith(("xen.gz", "/xen")) or "/xen-" in kernel:
+            if kernel.rpartition("/")[2].partition(".")[0].partition("-")[0] == "xen":
                 continue  # The hypervisor; its first module is the kernel.
             entry.update(kernel=device_free(kernel), options=" ".join(words[1:]), kernel_line=number)
         elif command in {"initrd", "module"}:
