@@ -32,7 +32,7 @@ T = TypeVar("T")
 class fact(Generic[T]):  # noqa: N801 - used as functools.cached_property is
     """A property that is computed once; an error of ours is kept too, and raised again."""
 
-    def __init__(self, gather: "Callable[[Facts], T]") -> None:
+    def __init__(self, gather: Callable[[Any], T]) -> None:
         self._gather = gather
         self.__doc__ = gather.__doc__
 
