@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.soaklib.conversion import Conversion
+from scripts.soaklib.faults import FAULTS, fault_points
 from tests.convert.commands import KIB, MIB, diskfs, make_raw, partial_files
 from tests.fuse.mounting import environment, mounted, run, sha256
 from tests.helpers import assert_same_bytes
@@ -72,6 +74,20 @@ def test_a_write_that_the_system_refuses_leaves_nothing(noise: Path, tmp_path: P
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "File too large" in result.stderr
     assert not os.listdir(folder)
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+@pytest.mark.parametrize(("fault", "format_name"), zip(FAULTS, ["vhdx", "vmdk", "ova", "vhd"], strict=True))
+def test_a_fault_at_any_point_leaves_the_target_as_it_was(fault: str, format_name: str, tmp_path: Path) -> None:
+    # A short tier of scripts/soak-convert.
+    source = tmp_path / "source.raw"
+    source.write_bytes(random.Random(8).randbytes(2 * MIB))
+    program = [sys.executable, "-m", "diskfs"]
+    conversion = Conversion(program, source, tmp_path / f"disk.{format_name}", environment=environment())
+    tally = fault_points(fault, conversion, 2, random.Random(fault))
+    assert not tally.wrong
+    assert tally.outcomes == {"absent": 1, "old": 1}
 
 
 @pytest.fixture

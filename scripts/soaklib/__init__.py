@@ -1,0 +1,1 @@
+"""The parts of scripts/soak-convert: one conversion, what goes wrong with it, and what must be left."""
