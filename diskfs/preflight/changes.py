@@ -1,7 +1,8 @@
 """What the import will change in a Linux guest, as far as the guide says it (section "Programmatic modifications").
 
 The guide leaves open which lines of fstab are invalid, the names of the backup files and the values that GRUB gets:
-what is predicted for the first is the choice of docs/decisions/0020, and of the others only that they happen.
+what is predicted for the first is a choice (docs/decisions/0020-rules-as-data-and-the-report.md), and of the others
+only that they happen.
 """
 
 from collections.abc import Iterator

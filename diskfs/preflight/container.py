@@ -192,15 +192,17 @@ class DiskFile:
         """Bytes that the guest sees; None if nothing tells."""
         if self.disk is not None and self.disk.opened is not None:
             return self.disk.opened.size
-        if self.vmdk is not None:
-            if self.vmdk.descriptor is not None and self.vmdk.descriptor.extents:
-                return self.vmdk.descriptor.sectors * SECTOR
-            return None if self.vmdk.capacity_sectors is None else self.vmdk.capacity_sectors * SECTOR
-        if self.vhd is not None:
-            return self.vhd.current_size
-        if (vhdx := _or_none(lambda: self.vhdx)) is not None:
-            return vhdx.virtual_size
-        return None
+        return _or_none(self._described_size)
+
+    def _described_size(self) -> int | None:
+        vmdk, vhd, vhdx = self.vmdk, self.vhd, self.vhdx
+        if vmdk is not None:
+            if vmdk.descriptor is not None and vmdk.descriptor.extents:
+                return vmdk.descriptor.sectors * SECTOR
+            return None if vmdk.capacity_sectors is None else vmdk.capacity_sectors * SECTOR
+        if vhd is not None:
+            return vhd.current_size
+        return vhdx.virtual_size if vhdx is not None else None
 
 
 def _or_none(fact: Callable[[], T]) -> T | None:

@@ -1,7 +1,8 @@
 """From an error text of AWS to the entry of the troubleshooting chapter that explains it.
 
 Texts come from logs, consoles and mails: with other quotes, other case, a request's id, or words before and behind.
-difflib of the standard library compares them; docs/decisions/0020 says why it is enough.
+difflib of the standard library compares them, and docs/decisions/0020-rules-as-data-and-the-report.md says why that is
+enough.
 """
 
 import difflib

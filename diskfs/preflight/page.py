@@ -1,6 +1,6 @@
 """The report as one page: no script, no request, everything from the image escaped by the template engine.
 
-docs/decisions/0020 says why a template engine is used.
+docs/decisions/0020-rules-as-data-and-the-report.md says why a template engine is used.
 """
 
 from pathlib import Path

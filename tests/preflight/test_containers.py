@@ -345,3 +345,20 @@ def test_a_gzip_compressed_member_is_read_through_and_left_open(tmp_path: Path) 
     path = appliance(tmp_path / "vm.ova", [one])
     assert status_of(path, "VMIE-FMT-04") == "pass"
     assert status_of(path, "VMIE-FMT-01") == "unknown"
+
+
+def test_a_disk_that_is_not_in_the_appliance_is_refused_and_the_others_are_judged(tmp_path: Path) -> None:
+    one, two = stream_optimized(tmp_path / "one.vmdk"), qemu_image(tmp_path / "two.vmdk", "vmdk")
+    path = appliance(tmp_path / "vm.ova", [one, two])
+    run("tar", "--delete", "-f", path, "one.vmdk")
+    found = result_of(path, "VMIE-FMT-01")
+    assert found.status.value == "fail"
+    assert found.found.startswith("disk0 (one.vmdk): ")
+    assert "disk1 (two.vmdk)" in result_of(path, "VMIE-FMT-04").found
+    assert status_of(path, "VMIE-SIZE-01") == "unknown"
+
+
+def test_a_header_cut_short_leaves_the_size_unknown(tmp_path: Path) -> None:
+    (tmp_path / "disk.vmdk").write_bytes(b"KDMV" + bytes(100))
+    assert status_of(tmp_path / "disk.vmdk", "VMIE-SIZE-01") == "unknown"
+    assert status_of(tmp_path / "disk.vmdk", "VMIE-FMT-04") == "unknown"

@@ -59,6 +59,8 @@ def _formats(facts: Facts, taken: set[str], *, is_ova_taken: bool) -> Iterator[O
 
 
 def _format(facts: Facts, file: DiskFile, taken: set[str]) -> Outcome:
+    if file.stored is None:
+        return failed(f"{file}: {file.problem}", "export the VM again, with all of its files")
     candidates = file.candidates
     if len(candidates) > 1:
         return unknown(f"{file} could be {' or '.join(candidates)}: say which with --format")
@@ -310,6 +312,10 @@ def packed_as_ova(facts: Facts) -> Iterator[Outcome]:
 def _for_vmdk(facts: Facts, look: LookAtVmdk) -> Iterator[Outcome]:
     found = False
     for file in facts.files:
+        if file.stored is None:
+            yield unknown(f"{file}: {file.problem}")
+            found = True
+            continue
         vmdk = file.vmdk
         if vmdk is not None:
             found = True

@@ -9,7 +9,8 @@ from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, not_
 from diskfs.preflight.rules.partitions import root_disk
 from diskfs.preflight.rules.registry import check
 from diskfs.preflight.rules.request import PLATFORMS
-from diskfs.preflight.windows.services import CONVERTER_SERVICES, NITRO_DRIVERS, VMWARE_SERVICES
+from diskfs.preflight.windows.readings import SOFTWARE
+from diskfs.preflight.windows.services import CONVERTER_SERVICES, NITRO_DRIVERS, VMWARE_SERVICES, VMWARE_TOOLS
 from diskfs_formats.findings import Severity
 
 ENCRYPTED = {"crypto_LUKS": "LUKS", "BitLocker": "BitLocker"}
@@ -60,7 +61,9 @@ def was_not_converted(facts: Facts) -> Iterator[Outcome]:
 
 @check("VMIE-GEN-02")
 def one_system(facts: Facts) -> Iterator[Outcome]:
-    """One file system only is the root of a system, Linux and Windows together, and GRUB's menu starts no other."""
+    """One file system only is the root of a system, Linux and Windows together, and neither GRUB's menu nor that of
+    Windows' boot manager starts another.
+    """
     roots = [root.place for root in facts.linux.roots] if facts.linux is not None else []
     windows = [f"{files.volume}:{WINDOWS_MARK}" for files in find(WINDOWS_MARK, facts.volumes)]
     if len(roots) + len(windows) > 1:
@@ -73,6 +76,9 @@ def one_system(facts: Facts) -> Iterator[Outcome]:
     for entry in grub.entries if grub is not None else ():
         if entry.title.startswith("Windows") or entry.chainloads:
             yield failed(f"{entry.path}:{entry.line}: the menu entry {entry.title!r} starts another system")
+    for store in facts.windows.boot.stores if facts.windows is not None else ():
+        if len(store.systems) > 1:
+            yield failed(f"{store.where}: the menu starts {len(store.systems)} systems: {', '.join(store.systems[:8])}")
 
 
 @check("VMIE-GEN-03")
@@ -154,8 +160,8 @@ def security_software_is_off(facts: Facts) -> Iterator[Outcome]:
 
 @check("VMIE-GEN-10")
 def vmware_tools_are_gone(facts: Facts) -> Iterator[Outcome]:
-    """Windows has no service of VMware Tools; Linux has neither VMware's own tools nor open-vm-tools, which is a note
-    only: the guide does not name it.
+    """Windows has no service or key of VMware Tools; Linux has neither VMware's own tools nor open-vm-tools, which is a
+    note only: the guide does not name it.
     """
     if facts.linux is not None:
         for found in facts.linux.vmware_tools:
@@ -166,6 +172,8 @@ def vmware_tools_are_gone(facts: Facts) -> Iterator[Outcome]:
             service = facts.windows.services.get(name)
             if service is not None:
                 yield failed(str(service))
+        if facts.windows.registry.has(SOFTWARE, VMWARE_TOOLS):
+            yield failed(f"{SOFTWARE}\\{VMWARE_TOOLS} is there")
     elif not facts.guests:
         yield not_applicable("no system was found")
 
