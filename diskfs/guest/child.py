@@ -106,7 +106,9 @@ class ReadingChild:
                 f"the {self._time_limit:g} s that may be spent on reading the file systems of one source are used up"
             )
         ours, theirs = socket.socketpair()
+        # The same modules as here, however they were found.
         roots = [str(Path(package.__path__[0]).resolve().parent) for package in (diskfs, diskfs_formats)]
+        roots += [entry for entry in sys.path if Path(entry).is_absolute()]
         command = [sys.executable, "-I", "-c", _PROGRAM, str(theirs.fileno())]
         command += [",".join(str(disk.size) for disk in self._disks), str(int(self._time_limit) + 1), *roots]
         try:
