@@ -49,6 +49,35 @@ def random_reads(path: Path, *, jobs: int, seconds: float, pair: int) -> float:
     return float(report["jobs"][0]["read"]["iops"])
 
 
+def writes(path: Path, rw: str, *, jobs: int, seconds: float, size: int, pair: int) -> float:
+    """Write with O_DIRECT and one fsync at the end; return bytes per second of `write` (1 MiB each), or writes per
+    second of `randwrite` (4 KiB each, for `seconds`), the fsync included.
+    """
+    sequential = rw == "write"
+    options = {
+        "name": "writes",
+        "filename": str(path).replace(":", "\\:"),
+        "ioengine": "psync",
+        "rw": rw,
+        "bs": "1m" if sequential else "4k",
+        "direct": "1",
+        "numjobs": str(jobs),
+        "end_fsync": "1",
+        "randrepeat": "0",
+        "randseed": str(FIRST_SEED + pair),
+        "output-format": "json",
+        **({"size": str(size)} if sequential else {"runtime": f"{seconds:g}"}),
+    }
+    switches = ["--group_reporting", "--allow_file_create=0"]
+    if not sequential:
+        switches += ["--time_based", "--norandommap"]
+    finished = run(["fio", *switches, *(f"--{name}={value}" for name, value in options.items())])
+    report = json.loads(finished.stdout[finished.stdout.index("{") :])["jobs"][0]
+    write, sync = report["write"], report["sync"]
+    took = max(write["runtime"] / 1e3, 1e-3) + sync["lat_ns"]["mean"] * sync["total_ios"] / jobs / 1e9
+    return float(write["io_bytes"] / took if sequential else write["total_ios"] / took)
+
+
 def require_same_content(path: Path, reference: Path) -> None:
     """Compare the sizes and some pieces of two files. Raises BenchError: the speed of wrong bytes is of no interest."""
     size = reference.stat().st_size

@@ -21,11 +21,11 @@ Server = Callable[[], AbstractContextManager[Path]]
 
 
 @contextlib.contextmanager
-def diskfs_mount(diskfs: Path, image: Path) -> Iterator[Path]:
+def diskfs_mount(diskfs: Path, image: Path, *options: str | Path) -> Iterator[Path]:
     """Mount with `diskfs mount`, which goes into the background when the file is there."""
     with _mountpoint_folder() as folder, contextlib.ExitStack() as stack:
         stack.callback(_unmount, folder, [diskfs, "umount", folder])
-        run([diskfs, "mount", image, folder], grace_seconds=START_TIMEOUT_SECONDS)
+        run([diskfs, "mount", *options, image, folder], grace_seconds=START_TIMEOUT_SECONDS)
         yield _existing(folder / "disk0.raw")
 
 
@@ -41,6 +41,24 @@ def qemu_export(image: Path, image_format: str) -> Iterator[Path]:
         format_layer = f"driver={image_format},node-name=disk,read-only=on,file=file"
         export = f"type=fuse,id=export,node-name=disk,writable=off,mountpoint={_qemu_value(mountpoint)}"
         command = ["qemu-storage-daemon", "--blockdev", blockdev, "--blockdev", format_layer, "--export", export]
+        process = stack.enter_context(_running(command))
+        _wait_for(lambda: _is_mounted(mountpoint), process)
+        yield mountpoint
+
+
+@contextlib.contextmanager
+def qemu_overlay(image: Path, image_format: str, overlay: Path) -> Iterator[Path]:
+    """Export a new qcow2 overlay of an image over FUSE, writable."""
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.absolute(), "-F", image_format, overlay])
+    with _mountpoint_folder() as folder, contextlib.ExitStack() as stack:
+        mountpoint = folder / "disk.raw"
+        mountpoint.touch()
+        stack.callback(mountpoint.unlink)
+        stack.callback(_unmount, mountpoint, ["fusermount3", "-u", mountpoint])
+        file = f"driver=file,node-name=file,filename={_qemu_value(overlay)}"
+        disk = "driver=qcow2,node-name=disk,file=file"
+        export = f"type=fuse,id=export,node-name=disk,writable=on,mountpoint={_qemu_value(mountpoint)}"
+        command = ["qemu-storage-daemon", "--blockdev", file, "--blockdev", disk, "--export", export]
         process = stack.enter_context(_running(command))
         _wait_for(lambda: _is_mounted(mountpoint), process)
         yield mountpoint

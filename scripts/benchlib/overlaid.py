@@ -1,0 +1,119 @@
+"""Bar P10: writing through an overlay, reading what it leaves untouched, and committing it.
+
+The peer is qemu-storage-daemon with a qcow2 overlay over the same image, exported over FUSE as ours is. Both begin with
+a new overlay for every measurement: what a first write costs is part of it.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from benchlib import caches, loads
+from benchlib.commands import run
+from benchlib.context import Context
+from benchlib.dataset import MIB
+from benchlib.pairs import DISKFS, Bar, Comparison, Samples, Unit, compare_speeds, measure_in_turn, median_ratio
+from benchlib.servers import diskfs_mount, qemu_overlay
+
+QEMU = "qemu-storage-daemon, qcow2"
+READ_ONLY = "diskfs without overlay"
+CONVERT = "diskfs convert"
+WRITTEN = 256 * MIB
+"""Bytes of one sequential write."""
+AT_LEAST_AS_FAST = Bar(at_least=True, limit=1.0)
+FIVE_PERCENT = Bar(at_least=True, limit=0.95)
+
+
+def overlays(context: Context) -> Iterator[Comparison]:
+    """Measure writes on a raw and a stream-optimized image, reads of the latter, and the commit."""
+    stream = context.data.disk_stream_optimized()
+    for image, image_format in ((context.data.disk(), "raw"), (stream, "vmdk")):
+        yield from _writes(context, image, image_format)
+    yield from _untouched(context, stream)
+    yield _commit(context, stream)
+
+
+def _writes(context: Context, image: Path, image_format: str) -> Iterator[Comparison]:
+    seconds = context.random_seconds
+
+    def ours(rw: str, jobs: int, pair: int) -> float:
+        with _new_folder(context) as folder:
+            with diskfs_mount(context.diskfs, image, "--overlay", folder / "overlay") as file:
+                return loads.writes(file, rw, jobs=jobs, seconds=seconds, size=WRITTEN, pair=pair)
+
+    def theirs(rw: str, jobs: int, pair: int) -> float:
+        with _new_folder(context) as folder, qemu_overlay(image, image_format, folder / "overlay.qcow2") as file:
+            return loads.writes(file, rw, jobs=jobs, seconds=seconds, size=WRITTEN, pair=pair)
+
+    for rw, jobs, unit in (("write", 1, Unit.THROUGHPUT), ("randwrite", 1, Unit.RATE), ("randwrite", 4, Unit.RATE)):
+        caches.ensure_cached(image)
+        work = f"{image.name}: " + (
+            "sequential write, 1 MiB" if rw == "write" else f"random write, 4 KiB, {jobs} job{'s' * (jobs > 1)}"
+        )
+        contenders = {DISKFS: partial(ours, rw, jobs), QEMU: partial(theirs, rw, jobs)}
+        samples = measure_in_turn(f"P10 {work}", context.pairs, unit, contenders)
+        yield from compare_speeds("P10", work, unit, samples, AT_LEAST_AS_FAST)
+
+
+def _untouched(context: Context, image: Path) -> Iterator[Comparison]:
+    """Read a disk in whose overlay nothing is, and the same disk without one."""
+    with _new_folder(context) as folder, contextlib.ExitStack() as stack:
+        files = {
+            DISKFS: stack.enter_context(diskfs_mount(context.diskfs, image, "--overlay", folder / "overlay")),
+            READ_ONLY: stack.enter_context(diskfs_mount(context.diskfs, image)),
+        }
+        for file in files.values():
+            loads.require_same_content(file, context.data.disk())
+
+        def sequential(file: Path, _pair: int) -> float:
+            caches.ensure_cached(image)
+            caches.drop(file)
+            return loads.sequential_read(file)
+
+        def random(file: Path, pair: int) -> float:
+            caches.drop(file)
+            return loads.random_reads(file, jobs=1, seconds=context.random_seconds, pair=pair)
+
+        for name, unit, measure in (("dd bs=1M", Unit.THROUGHPUT, sequential), ("4 KiB at random", Unit.RATE, random)):
+            work = f"{image.name}: untouched, {name}"
+            contenders = {contender: partial(measure, file) for contender, file in files.items()}
+            samples = measure_in_turn(f"P10 {work}", context.pairs, unit, contenders)
+            yield from compare_speeds("P10", work, unit, samples, FIVE_PERCENT)
+
+
+def _commit(context: Context, image: Path) -> Comparison:
+    """Commit a disk with a few changes to a raw file, and convert the same disk without them."""
+    with _new_folder(context) as folder:
+        overlay, target = folder / "overlay", folder / "target.raw"
+        with diskfs_mount(context.diskfs, image, "--overlay", overlay) as file:
+            loads.writes(file, "randwrite", jobs=1, seconds=context.random_seconds, size=WRITTEN, pair=0)
+
+        def timed(*words: object, _pair: int = 0) -> float:
+            caches.ensure_cached(image)
+            target.unlink(missing_ok=True)
+            return 1 / run([context.diskfs, *map(str, words), "--quiet", str(target)]).seconds
+
+        contenders = {
+            DISKFS: lambda _pair: timed("commit", overlay),
+            CONVERT: lambda _pair: timed("convert", image),
+        }
+        samples: Samples = measure_in_turn("P10 commit", context.pairs, Unit.RATE, contenders)
+    return Comparison(
+        bar_id="P10",
+        work=f"{image.name}: commit to raw, beside convert",
+        unit=Unit.RATE,
+        diskfs=tuple(samples[DISKFS]),
+        peer_name=CONVERT,
+        peer=tuple(samples[CONVERT]),
+        measured=median_ratio(samples[DISKFS], samples[CONVERT]),
+        bar=FIVE_PERCENT,
+    )
+
+
+@contextlib.contextmanager
+def _new_folder(context: Context) -> Iterator[Path]:
+    """Give a folder on the disk that the images lie on."""
+    with tempfile.TemporaryDirectory(prefix="overlay-", dir=context.data.folder) as folder:
+        yield Path(folder)
