@@ -12,7 +12,7 @@ import pytest
 from diskfs.preflight.request import Operation, Request
 from diskfs.preflight.rules.engine import Result
 from diskfs_formats.findings import Severity
-from tests.guest.hives import merged
+from tests.guest.hives import make_hive, merged
 from tests.preflight.windows_tree import (
     AES_EMPTY,
     AES_HASH,
@@ -480,6 +480,49 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         "VMIE-OS-09 and 14",
         {**CLIENT_CHANGES, "VMIE-OS-09": FAIL, "VMIE-OS-14": "not-checked"},
         {"software": WINDOWS_11},
+    ),
+    (
+        "VMIE-OS-08 sign-in screen",
+        {**CLIENT_CHANGES, "VMIE-OS-08": FAIL, "VMIE-WIN-16": FAIL, "VMIE-WIN-17": FAIL, "VMIE-OS-10": PASS},
+        {
+            "software": WINDOWS_7,
+            "files": {
+                HIVE_FOLDER + "DEFAULT": make_hive({"Control Panel\\Desktop": {"PreferredUILanguages": ["de-DE"]}})
+            },
+        },
+    ),
+    ("VMIE-GEN-01", {"VMIE-GEN-01": FAIL}, started("vmware-converter-agent", 2)),
+    (
+        "VMIE-GEN-02 two systems",
+        {"VMIE-GEN-02": FAIL, "VMIE-WIN-28": FAIL},
+        {"bcd": merged(TWO_SYSTEMS, bcd_object(SECOND_LOADER, 0x10200003, {0x21000001: b"another device"}))},
+    ),
+    (
+        "VMIE-GEN-02 the rest of another",
+        {"VMIE-GEN-02": FAIL},
+        {"boot_files": {HIVE_FOLDER + "SYSTEM": base_hive("SYSTEM")}},
+    ),
+    (
+        "VMIE-GEN-07",
+        {"VMIE-GEN-07": FAIL, "VMIE-GEN-13": FAIL, "VMIE-WIN-25": FAIL},
+        {
+            "system": {
+                INTERFACE: {"EnableDHCP": 0, "IPAddress": ["192.0.2.10"]},
+                INTERFACE.replace("01}", "02}"): {"EnableDHCP": 0, "IPAddress": ["198.51.100.10"]},
+            }
+        },
+    ),
+    ("VMIE-GEN-10 a service", {"VMIE-GEN-10": FAIL}, started("VMTools", 2)),
+    (
+        "VMIE-GEN-10 a key",
+        {"VMIE-GEN-10": FAIL},
+        software("VMware, Inc.\\VMware Tools", "InstallPath", "C:\\Program Files\\VMware"),
+    ),
+    ("VMIE-GEN-14 ENA", {"VMIE-GEN-14": FAIL}, {"system": {SERVICES + "\\ena": None}}),
+    (
+        "VMIE-GEN-14 NVMe",
+        {"VMIE-GEN-14": FAIL},
+        {"system": {SERVICES + "\\AWSNVMe": None, SERVICES + "\\stornvme": None}},
     ),
     ("VMIE-BOOT-02 UEFI", UEFI_BASE, {"scheme": "gpt"}),
     (

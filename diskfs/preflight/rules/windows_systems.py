@@ -7,6 +7,7 @@ from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, pass
 from diskfs.preflight.rules.registry import check
 from diskfs.preflight.supported_os import WindowsSystem
 from diskfs.preflight.windows import WindowsFacts
+from diskfs.preflight.windows.readings import DEFAULT
 from diskfs.preflight.windows.version import CURRENT_VERSION, ENGLISH_US
 
 SERVER_LEVELS = CURRENT_VERSION + r"\Server\ServerLevels"
@@ -82,8 +83,11 @@ def no_nano_server(facts: Facts) -> Iterator[Outcome]:
 
 @check("VMIE-OS-08")
 def client_language(facts: Facts) -> Iterator[Outcome]:
-    """InstallLanguage and Default of a client are 0409, US English."""
-    version = windows_of(facts).version
+    """InstallLanguage and Default of a client are 0409, US English, and so is the language of its sign-in screen, if
+    one is chosen (PreferredUILanguages of the hive DEFAULT).
+    """
+    windows = windows_of(facts)
+    version = windows.version
     if version.is_server:
         yield not_applicable("it is a server")
         return
@@ -94,3 +98,7 @@ def client_language(facts: Facts) -> Iterator[Outcome]:
             yield failed(f"{reading}; US English is 0409", "set the display and system language to English (US)")
         else:
             yield passed(str(reading))
+    if windows.registry.exists(DEFAULT):
+        chosen = windows.registry.read(DEFAULT, r"Control Panel\Desktop", "PreferredUILanguages")
+        if chosen.texts and chosen.texts[0].lower() != "en-us":
+            yield failed(str(chosen), "set the display language of the welcome screen to English (US)")

@@ -76,7 +76,7 @@ def gather(facts: "Facts") -> WindowsFacts | None:
 
 def _has_hives(files: GuestFiles, folder: str) -> bool:
     try:
-        return files.entry(f"{folder}/{HIVES}/SYSTEM") is not None
+        return all(files.entry(f"{folder}/{HIVES}/{name}") is not None for name in (SYSTEM, SOFTWARE))
     except DiskfsError:
         return False
 

@@ -26,6 +26,7 @@ DEFAULT_OBJECT = 0x23000003
 DISPLAY_ORDER = 0x24000001
 TIMEOUT = 0x25000004
 OS_DEVICE = 0x21000001
+SYSTEM_ROOT = 0x22000002
 WINPE = 0x26000022
 OS_EMS = 0x260000B0
 HYPERVISOR_LAUNCH = 0x250000F0
@@ -45,7 +46,8 @@ class BcdObject:
     elements: Key | None
     where: str
 
-    def _data(self, element: int) -> bytes | str | tuple[str, ...] | None:
+    def data(self, element: int) -> bytes | str | tuple[str, ...] | None:
+        """Return an element by its type; None if the object has none."""
         key = None if self.elements is None else self.elements.subkey(f"{element:08x}")
         value = None if key is None else key.value("Element")
         if value is None:
@@ -56,19 +58,19 @@ class BcdObject:
 
     def text(self, element: int) -> str:
         """Return a text, or nothing."""
-        data = self._data(element)
+        data = self.data(element)
         return data if isinstance(data, str) else ""
 
     def texts(self, element: int) -> tuple[str, ...]:
         """Return a list, which a single text counts as."""
-        data = self._data(element)
+        data = self.data(element)
         if isinstance(data, str):
             return (data,)
         return data if isinstance(data, tuple) else ()
 
     def number(self, element: int) -> int | None:
         """Return a number or truth value, None without one."""
-        data = self._data(element)
+        data = self.data(element)
         return int.from_bytes(data, "little") if isinstance(data, bytes) and 1 <= len(data) <= 8 else None
 
     def evidence(self, element: int, name: str) -> str:
@@ -106,6 +108,15 @@ class BootStore:
         manager = self.manager
         order = () if manager is None else manager.texts(DISPLAY_ORDER)
         return tuple(self.objects[name.lower()] for name in order if name.lower() in self.objects) or self.loaders
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """The systems that the menu starts, by name: entries for one device and folder are one system."""
+        found: dict[tuple[bytes | str | tuple[str, ...] | None, str], str] = {}
+        for entry in self.menu:
+            place = (entry.data(OS_DEVICE), entry.text(SYSTEM_ROOT).lower())
+            found.setdefault(place, entry.text(LIBRARY_DESCRIPTION) or entry.id)
+        return tuple(found.values())
 
     @property
     def default(self) -> BcdObject | None:

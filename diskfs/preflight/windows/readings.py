@@ -73,6 +73,10 @@ class Registry:
             raise found
         return found
 
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file of a hive; that of the default user may be left out."""
+        return self._files.entry(f"{self._folder}/{name}") is not None
+
     @property
     def current_control_set(self) -> str:
         """The name of the control set that Windows boots: `ControlSet001`. Raises GuestError if none is said to be."""

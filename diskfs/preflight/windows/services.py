@@ -8,7 +8,6 @@ from diskfs.preflight.windows.readings import SYSTEM, Reading, Registry
 
 SERVICES = r"CurrentControlSet\Services"
 DISABLED = 4
-ON_DEMAND = 3
 START_NAMES = {0: "boot", 1: "system", 2: "automatic", 3: "on demand", 4: "disabled"}
 
 SECURITY_SERVICES = {
@@ -30,10 +29,10 @@ SECURITY_SERVICES = {
 """Services of anti-virus and intrusion-detection software, lower case, and what they belong to."""
 
 VMWARE_SERVICES = ("VMTools", "VGAuthService", "vm3dservice", "VMwareCAFManagementAgentHost")
+VMWARE_TOOLS = r"VMware, Inc.\VMware Tools"
+"""The key of VMware Tools in the SOFTWARE hive."""
 CONVERTER_SERVICES = ("vmware-converter-agent", "vmware-converter-worker", "vmware-ufad-p2v")
 NITRO_DRIVERS = {"ena": ("ena",), "NVMe": ("AWSNVMe", "stornvme")}
-XEN_DRIVERS = ("xenvbd", "xennet", "xenbus", "rhelscsi")
-EC2_SERVICES = ("Amazon EC2Launch", "AmazonEC2Launch", "Ec2Config", "EC2Launch")
 ANTI_VIRUS_GROUP = "FSFilter Anti-Virus"
 
 
