@@ -1,6 +1,5 @@
 """Hives, boot stores and answer files made to break a reader: the rules say what they found, and end in time."""
 
-import random
 import time
 from pathlib import Path
 
@@ -8,35 +7,20 @@ import pytest
 
 from diskfs.preflight.rules.outcome import Status
 from tests.guest.test_registry import ROOT_CELL, with_lists
-from tests.preflight.windows_tree import base_hive, results, windows_tree
+from tests.preflight.windows_hostile import hostile_runs
+from tests.preflight.windows_tree import results, windows_tree
 
 FOLDER = "/Windows/System32/config/"
 ROUNDS = 12
 SEED = 20261127
 
 
-def spoiled(hive: bytes, chance: random.Random) -> bytes:
-    """Return a hive cut off, or with some bytes changed, most of them where its keys are."""
-    changed = bytearray(hive)
-    if chance.random() < 0.15:
-        del changed[chance.randrange(len(changed)) :]
-    for _ in range(chance.randint(1, 12) if changed else 0):
-        place = chance.randrange(len(changed))
-        changed[place] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)])
-    return bytes(changed)
-
-
 def test_spoiled_hives_end_in_findings(tmp_path: Path) -> None:
-    chance = random.Random(SEED)
     begin = time.process_time()
-    for number in range(ROUNDS):
-        files = {FOLDER + name: spoiled(base_hive(name), chance) for name in ("SYSTEM", "SOFTWARE", "SAM")}
-        folder = tmp_path / str(number)
-        folder.mkdir()
 
-        found = results(windows_tree(folder, files=files, boot_files={"/Boot/BCD": spoiled(base_hive("BCD"), chance)}))
-
+    for found in hostile_runs(tmp_path, SEED, ROUNDS):
         assert len(found) > 100
+
     assert time.process_time() - begin < 20
 
 

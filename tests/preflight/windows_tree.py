@@ -241,11 +241,24 @@ def windows_tree(
             **boot_files,
         },
     )
+    return tree_facts(folder, disk, scheme=scheme, free=free, state=state, request=request)
+
+
+def tree_facts(
+    folder: Path,
+    disk: Path,
+    *,
+    scheme: str = "mbr",
+    free: int | None = 20 * GIB,
+    state: frozenset[str] = frozenset(),
+    request: Request | None = None,
+) -> Facts:
+    """Return the facts of the tree that was written below `folder`, to be closed."""
     facts = Facts(request or Request(), str(disk), open_source(str(disk)))
     facts.__dict__["fact volumes"] = Prepared(
         [
-            _volume(boot, BOOT_PARTITION, "ntfs" if scheme == "mbr" else "vfat", MIB * 100, frozenset()),
-            _volume(windows, SYSTEM_PARTITION[scheme], "ntfs", free, state),
+            _volume(folder / "boot", BOOT_PARTITION, "ntfs" if scheme == "mbr" else "vfat", MIB * 100, frozenset()),
+            _volume(folder / "windows", SYSTEM_PARTITION[scheme], "ntfs", free, state),
         ]
     )
     return facts
