@@ -146,7 +146,7 @@ class DiskfsOperations(pyfuse3.Operations):
         folder = self._node(InodeT(fh))
         listed = [(".", folder), ("..", self._node(InodeT(folder.parent))), *folder.children.items()]
         for position, (name, node) in enumerate(listed[start_id:], start_id + 1):
-            if not pyfuse3.readdir_reply(token, os.fsencode(name), await self._attributes(node), position):
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), await self._listed_attributes(node), position):
                 return
 
     @guarded
@@ -249,6 +249,16 @@ class DiskfsOperations(pyfuse3.Operations):
         return self._make_attributes(
             node.inode, stat.S_IFREG | self._mode, entry.content.size, self._allocated[node.inode]
         )
+
+    async def _listed_attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        """Return what a listing says of an entry: of one that fails, what makes the kernel ask for it alone again."""
+        try:
+            return await self._attributes(node)
+        except DiskfsError as error:
+            self.note_failure("readdir", error)
+            attributes = self._make_attributes(node.inode, stat.S_IFREG | self._mode, 0, 0)
+            attributes.entry_timeout = attributes.attr_timeout = 0.0
+            return attributes
 
     def _make_attributes(self, inode: int, mode: int, size: int, allocated: int) -> pyfuse3.EntryAttributes:
         attributes = pyfuse3.EntryAttributes()

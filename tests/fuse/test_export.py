@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from diskfs.fuse.tree import Directory, File
 from diskfs_formats.extents import Extent, ExtentKind
 from diskfs_formats.raw import RawImage
 from diskfs_formats.source import MemorySource
-from tests.fuse.mounting import diskfs, mounted, run, sha256
+from tests.fuse.mounting import diskfs, mounted, run, sha256, status
 from tests.helpers import assert_same_bytes
 from tests.samples.writing import DISKS, files_of, write_by_map
 
@@ -209,6 +210,30 @@ class Counted(RawImage):
 
 def files_in(folder: Directory) -> list[File]:
     return [entry for entry in folder.children if isinstance(entry, File)]
+
+
+@pytest.mark.fuse
+def test_a_listing_names_every_file_also_where_sizes_cannot_be_had(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", image, "1G")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 1M 1M", "-c", "write -P 2 700M 64k", image)
+    # The sizes of these follow from the map. Its part from 512 MiB on is in an L2 table that nobody has read before.
+    unsized = {"disk0-dynamic.vhd", "disk0.vhdx"}
+    sized = {"disk0-flat.vmdk", "disk0.vhd", "disk0.vmdk"}
+    with mounted(image, tmp_path / "mnt") as mountpoint:
+        folder = mountpoint / "export"
+        # A source that changes under a mount fails every read of it.
+        os.utime(image)
+        for _ in range(2):
+            assert set(os.listdir(folder)) == sized | unsized
+        listed = subprocess.run(["ls", "-l", folder], capture_output=True, text=True, check=False)
+        assert {line.split()[-1] for line in listed.stdout.splitlines()[1:] if "?" not in line} == sized
+        assert sorted(line.split("'")[1].split("/")[-1] for line in listed.stderr.splitlines()) == sorted(unsized)
+        for name in unsized:
+            with pytest.raises(OSError, match="Stale file handle"):
+                (folder / name).stat()
+        assert (folder / "disk0.vhd").stat().st_size == (1 << 30) + 512
+        assert "was changed since it was opened" in status(mountpoint)["last_error"]
 
 
 def test_nothing_is_looked_at_before_somebody_asks() -> None:
