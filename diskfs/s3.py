@@ -105,11 +105,15 @@ class S3Requests:
     def send(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         """Call an operation of boto3's client once, or again with newer credentials if those that it had are refused.
 
-        Raises Refused, Transient for what may go better next time, AccessDenied if there are no credentials, and
-        SourceError for a request that boto3 does not take.
+        A body is a file, sent from its beginning. Raises Refused, Transient for what may go better next time,
+        AccessDenied if there are no credentials, and SourceError for a request that boto3 does not take.
         """
+        body = request.get("Body")
         for left in reversed(range(RENEWALS + 1)):
             client = self._client
+            if body is not None:
+                # An earlier try has read it.
+                body.seek(0)
             try:
                 return self._send(client, operation, request)
             except Refused as refused:

@@ -24,6 +24,9 @@ FAULTS = ("503", "500", "429", "timeout-400", "reset", "cut", "garbled", "lost",
 `garbled` changes a byte of the body, `cut` closes the connection in the middle of it.
 """
 
+_OF_BODIES = frozenset({"timeout-400", "cut", "garbled"})
+"""Faults of requests that carry data; others meet a 503 instead."""
+
 
 @dataclass(frozen=True)
 class ProxiedRequest:
@@ -100,6 +103,8 @@ class FaultyProxy:
         """Enter a request in the log, and return its fault."""
         with self._lock:
             fault = self.choose(operation)
+            if fault in _OF_BODIES and operation not in {"UploadPart", "PutObject"}:
+                fault = "503"
             self.log.append(ProxiedRequest(operation, path, length, fault))
             return fault
 
