@@ -65,6 +65,27 @@ def test_a_volume_that_needs_a_check_is_seen(windows_disk: Path, tmp_path: Path)
     assert "disk0p2: the NTFS volume is marked as in use" in found["VMIE-WIN-24"].found
 
 
+@pytest.mark.root
+@pytest.mark.fuse
+def test_a_windows_for_uefi(tmp_path: Path) -> None:
+    windows_tree(tmp_path, size=DISK_SIZE, scheme="gpt").close()
+    disk, system, windows = tmp_path / "disk.raw", tmp_path / "esp", tmp_path / "windows.ntfs"
+    with system.open("wb") as file:
+        file.truncate(204800 * 512)
+    subprocess.run(["mkfs.vfat", "-F", "32", system], check=True, capture_output=True)
+    subprocess.run(["mcopy", "-s", "-i", system, tmp_path / "boot" / "EFI", "::/"], check=True)
+    _copy_data(system, disk, 2048 * 512)
+    _make_ntfs(windows, 7 * GIB, tmp_path / "windows", 239616)
+    _copy_data(windows, disk, 239616 * 512)
+
+    found = results(open_facts(str(disk), Request()))
+
+    assert not {name: result.found for name, result in found.items() if result.refuses}
+    assert found["VMIE-BOOT-02"].status.value == "pass"
+    assert found["VMIE-BOOT-02"].found.startswith("uefi: ")
+    assert found["VMIE-WIN-28"].found == "disk0p1: /EFI/Microsoft/Boot/BCD: the menu has 1 entries"
+
+
 def _make_ntfs(volume: Path, size: int, content: Path, first_sector: int) -> None:
     with volume.open("wb") as file:
         file.truncate(size)
