@@ -71,7 +71,10 @@ class XfsReader(Reader[int]):
             if not stat.S_ISDIR(entry.file_mode):
                 return None
             # Looking up one name in the library reads the inodes of all that are before it.
-            names = self._folders[folder] = dict(self.children(folder, MAX_ENTRIES))
+            names = dict(self.children(folder, MAX_ENTRIES + 1))
+            if len(names) > MAX_ENTRIES:
+                raise GuestError(f"the folder of {name} has over {MAX_ENTRIES} entries")
+            self._folders[folder] = names
             if len(self._folders) > MAX_FOLDERS:
                 self._folders.popitem(last=False)
         return names.get(name)
