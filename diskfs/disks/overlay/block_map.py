@@ -8,7 +8,9 @@ from diskfs.disks.overlay.layout import (
     ABSENT_PAGE,
     BLOCKS_PER_PAGE,
     PAGE_SIZE,
+    STATES,
     IndexHeader,
+    checked_page,
     pack_page,
     page_offset,
     parse_page,
@@ -20,7 +22,6 @@ PAGES_KEPT = 8192
 SCAN_SIZE = 64 << 20
 """Bytes of an index that are checked when it is opened, which describe 960 GiB; the rest is checked when it is read."""
 _CHUNK = 1 << 20
-_STATES = tuple(bytes((state,)) * BLOCKS_PER_PAGE for state in range(3))
 
 
 class Page:
@@ -104,14 +105,21 @@ class BlockMap:
                 self._reserved.clear()
             self._reserved.add(group)
 
+    def is_reserved(self, number: int) -> bool:
+        """Tell whether there is room for a page already."""
+        return number * PAGE_SIZE >> 16 in self._reserved
+
     def mark(self, number: int, first: int, end: int, state: int) -> None:
         """Set the state of the blocks [first, end) of a page, counted within it."""
         with self._lock:
             page = self._load(number)
-            states = page.states
-            if isinstance(states, bytes):
-                states = page.states = bytearray(states)
-            states[first:end] = _STATES[state][: end - first]
+            if end - first == BLOCKS_PER_PAGE:
+                page.states = STATES[state]
+            else:
+                states = page.states
+                if isinstance(states, bytes):
+                    states = page.states = bytearray(states)
+                states[first:end] = STATES[state][: end - first]
             self._dirty[number] = page
 
     def runs(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -216,7 +224,7 @@ class BlockMap:
                 break
         seen = []
         for number, sector in self.stored_pages(ranges):
-            parse_page(sector, self._id, number, self._name)
+            checked_page(sector, self._id, number, self._name)
             seen.append(number)
         if limit > 0:
             self.guards.require_written(seen)

@@ -39,9 +39,12 @@ ABSENT, PRESENT, ZERO = 0, 1, 2
 """A block that only the source has; one that the data file has; one that reads as zero. 3 is not used."""
 ABSENT_PAGE = bytes(PAGE_SIZE)
 """A page, or a guard, that was never written."""
-_NO_STATES = bytes(BLOCKS_PER_PAGE)
+STATES = tuple(bytes((state,)) * BLOCKS_PER_PAGE for state in (ABSENT, PRESENT, ZERO))
+"""The states of a page whose blocks are all alike, as most are."""
 _DIGITS = bytes.maketrans(b"\0\1\2\3", b"0123")
 _UNPACKED = tuple(bytes((byte & 3, byte >> 2 & 3, byte >> 4 & 3, byte >> 6)) for byte in range(256))
+_UNIFORM = {bytes((state * 0b01010101,)) * (BLOCKS_PER_PAGE // 4): states for state, states in enumerate(STATES)}
+_PACKED_UNIFORM = {states: packed for packed, states in _UNIFORM.items()}
 _RESERVED_PAIRS = bytes(byte for byte in range(256) if 3 in _UNPACKED[byte])
 assert (BLOCKS_PER_PAGE, PAGES_PER_GUARD) == (1920, 3840)
 
@@ -114,6 +117,9 @@ def page_offset(number: int) -> int:
 
 def pack_page(overlay_id: bytes, number: int, states: bytes | bytearray) -> bytes:
     """Return the sector for the states of a page's blocks, one byte each."""
+    packed = _PACKED_UNIFORM.get(bytes(states))
+    if packed is not None:
+        return _pack(PAGE_MAGIC, overlay_id, number, packed)
     # Reading the states as the digits of a number to the base 4 packs them at the speed of C.
     packed = int(states[::-1].translate(_DIGITS), 4).to_bytes(BLOCKS_PER_PAGE // 4, "little")
     return _pack(PAGE_MAGIC, overlay_id, number, packed)
@@ -135,12 +141,18 @@ def parse_page(sector: bytes, overlay_id: bytes, number: int, name: str) -> byte
     Raises DamagedOverlay, which names the page.
     """
     if sector == ABSENT_PAGE:
-        return _NO_STATES
+        return STATES[ABSENT]
+    packed = checked_page(sector, overlay_id, number, name)
+    return _UNIFORM.get(packed) or b"".join([_UNPACKED[byte] for byte in packed])
+
+
+def checked_page(sector: bytes, overlay_id: bytes, number: int, name: str) -> bytes:
+    """Return the packed states of a page that was written; raises DamagedOverlay, which names the page."""
     where = f"{name}: page {number} at {page_offset(number):#x}"
     packed = _body(sector, PAGE_MAGIC, overlay_id, number, where)
     if packed.translate(None, _RESERVED_PAIRS) != packed:
         raise DamagedOverlay(f"{where}: a block has the state 3, which has no meaning")
-    return b"".join([_UNPACKED[byte] for byte in packed])
+    return packed
 
 
 def parse_guard(sector: bytes, overlay_id: bytes, number: int, where: str) -> bytes:
