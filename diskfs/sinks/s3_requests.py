@@ -25,6 +25,17 @@ _DAMAGED = frozenset(
 _FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"})
 _TOO_LARGE = frozenset({"EntityTooLarge", "MaxMessageLengthExceeded", "413"})
 
+_ESSENTIAL = {
+    "create_multipart_upload": "UploadId",
+    "upload_part": "ETag",
+    "complete_multipart_upload": "ETag",
+    "put_object": "ETag",
+    "head_object": "ETag",
+    "list_multipart_uploads": "Bucket",
+    "list_parts": "UploadId",
+}
+"""What an answer has to have: one that was cut after its first line looks like a success with nothing in it."""
+
 
 class Stopped(Exception):
     """The upload was given up while a part was on its way."""
@@ -120,7 +131,9 @@ class PersistentRequests:
             raise Stopped
         self.counts.add(requests=1)
         try:
-            return requests.send(operation, request if body is None else {**request, "Body": body})
+            answer = requests.send(operation, request if body is None else {**request, "Body": body})
+            if (essential := _ESSENTIAL.get(operation)) is not None and essential not in answer:
+                raise Transient("the answer is not complete")
         except Refused as refused:
             if refused.code in _DAMAGED or (refused.status >= 500 and refused.status not in {501, 507}):
                 raise Transient(f"the server answered {refused}") from refused
@@ -130,6 +143,7 @@ class PersistentRequests:
         finally:
             if body is not None:
                 self.counts.add(bytes_sent=body.tell())
+        return answer
 
     def exists_error(self) -> SinkError:
         """Return the error for an object that may not be replaced."""
