@@ -187,6 +187,27 @@ def test_fat_is_read_without_regard_to_case(bits: int, size: int, tree: Path, tm
             assert files.free == free * cluster
 
 
+def test_a_fat_that_was_renamed_has_its_new_label(tree: Path, tmp_path: Path) -> None:
+    image = make.make_fat(tmp_path / "disk.img", tree, 16, 32 << 20)
+    make.run("mlabel", "-i", str(image), "::RENAMED")
+    for files in opened(image):
+        assert files.label == "RENAMED"
+        assert [entry.name for entry in files.entries("/")] == ["deep", "etc", "sizes"]
+
+
+def test_an_empty_exfat(tmp_path: Path) -> None:
+    """No tool puts files into an exFAT that is not mounted."""
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    make.run("mkfs.exfat", "-L", "example", str(image))
+    uuid = make.run("blkid", "-p", "-o", "value", "-s", "UUID", str(image)).strip()
+    for files in opened(image):
+        assert (files.kind, files.label, files.uuid, files.size) == ("exfat", "example", uuid, 32 << 20)
+        assert files.entries("/") == ()
+        assert files.entry("/none") is None
+
+
 def test_ntfs_is_read_without_regard_to_case(tree: Path, tmp_path: Path) -> None:
     image = make.make_ntfs(tmp_path / "disk.img", tree)
     uuid = make.run("blkid", "-p", "-o", "value", "-s", "UUID", str(image)).strip()

@@ -37,6 +37,9 @@ KINDS = {
 VIRTUAL = frozenset({pytsk3.TSK_FS_NAME_TYPE_VIRT, pytsk3.TSK_FS_NAME_TYPE_VIRT_DIR})
 """Names that only the library has, such as `$OrphanFiles`."""
 
+LABEL_SUFFIX = b"(Volume Label Entry)"
+ALLOCATED = int(pytsk3.TSK_FS_NAME_FLAG_ALLOC)
+
 MAX_FOLDERS = 16
 """Folders whose names are kept."""
 
@@ -126,7 +129,7 @@ class SleuthReader(Reader[int]):
         found: list[tuple[str, int]] = []
         for entry in self._fs.open_dir(inode=folder):
             name = entry.info.name
-            if name is None or name.type in VIRTUAL or not int(name.flags) & int(pytsk3.TSK_FS_NAME_FLAG_ALLOC):
+            if name is None or name.type in VIRTUAL or not int(name.flags) & ALLOCATED:
                 continue
             if name.name in {b".", b".."} or not name.name or self._is_special(name):
                 continue
@@ -138,6 +141,14 @@ class SleuthReader(Reader[int]):
     def _is_special(self, name: Any) -> bool:
         del name
         return False
+
+    def _volume_label(self) -> str:
+        """Return the name in the root folder of FAT and exFAT, which the library lists as if it were a file."""
+        for entry in self._fs.open_dir(inode=self._root):
+            name = entry.info.name
+            if name is not None and name.name.endswith(LABEL_SUFFIX) and int(name.flags) & ALLOCATED:
+                return text(name.name.removesuffix(LABEL_SUFFIX).rstrip())
+        return ""
 
 
 class ExtReader(SleuthReader):
@@ -200,7 +211,8 @@ class FatReader(SleuthReader):
         self._bits = 32 if is_fat32 else 12 if clusters < 4085 else 16
         types = {12: pytsk3.TSK_FS_TYPE_FAT12, 16: pytsk3.TSK_FS_TYPE_FAT16, 32: pytsk3.TSK_FS_TYPE_FAT32}
         super().__init__(device, types[self._bits])
-        name = label.rstrip().decode("cp437")
+        # The boot sector's name is only a copy from when the file system was made.
+        name = self._volume_label() or label.rstrip().decode("cp437")
         self.superblock = Superblock(
             "" if name == "NO NAME" else name, f"{serial[:4]}-{serial[4:]}", sectors * sector_size
         )
@@ -220,7 +232,7 @@ class FatReader(SleuthReader):
         return 0
 
     def _is_special(self, name: Any) -> bool:
-        return bool(name.name.endswith(b"(Volume Label Entry)"))
+        return bool(name.name.endswith(LABEL_SUFFIX))
 
 
 MAX_COUNTED = 8 << 20
@@ -237,17 +249,16 @@ class ExfatReader(SleuthReader):
         if not 9 <= boot[108] <= 12:
             raise GuestError(f"boot sector: BytesPerSectorShift is {boot[108]}, expected 9 to 12")
         serial = boot[100:104][::-1].hex().upper()
-        self.superblock = Superblock(
-            "", f"{serial[:4]}-{serial[4:]}", int.from_bytes(boot[72:80], "little") << boot[108]
-        )
         super().__init__(device, pytsk3.TSK_FS_TYPE_EXFAT)
+        size = int.from_bytes(boot[72:80], "little") << boot[108]
+        self.superblock = Superblock(self._volume_label(), f"{serial[:4]}-{serial[4:]}", size)
 
     def _mode(self, meta: Any) -> int:
         del meta
         return 0
 
     def _is_special(self, name: Any) -> bool:
-        return bool(name.name.startswith(b"$") or name.name.endswith(b"(Volume Label Entry)"))
+        return bool(name.name.startswith(b"$") or name.name.endswith(LABEL_SUFFIX))
 
 
 def _u32(data: bytes, offset: int) -> int:
