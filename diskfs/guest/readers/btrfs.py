@@ -7,6 +7,8 @@ RAID1; the others are refused by name. A log tree is not replayed: it is told as
 
 import bisect
 import collections
+import dataclasses
+import itertools
 import struct
 import sys
 import zlib
@@ -75,6 +77,8 @@ MAX_NODES = 256
 
 MAX_CHUNKS = 65536
 MAX_NAME = 255
+MAX_ROOT_ITEMS = 1000
+"""Items of the root tree that are looked at for a subvolume; those of one stand together."""
 MAX_SUBVOLUMES = 64
 """Subvolumes of the top folder that are looked into for a system."""
 
@@ -268,6 +272,17 @@ class BtrfsReader(Reader[Node]):
         self._roots: dict[int, tuple[int, int]] = {}
         self._subvolume = self._default() if subvolume is None else subvolume
         self._tree(self._subvolume)
+        if self._has_subvolumes():
+            self.superblock = dataclasses.replace(self.superblock, state=frozenset({*state, "subvolumes"}))
+
+    def _has_subvolumes(self) -> bool:
+        """Tell whether there is a tree of files besides the top level's."""
+        items = self._trees.walk(self._root_tree, (FIRST_INODE, ROOT_ITEM, 0))
+        for (number, kind, _), _ in itertools.islice(items, MAX_ROOT_ITEMS):
+            # Trees of the file system's own have negative numbers.
+            if kind == ROOT_ITEM and FIRST_INODE <= number < 1 << 63:
+                return True
+        return False
 
     def free(self) -> int:
         return self._free

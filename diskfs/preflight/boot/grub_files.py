@@ -1,6 +1,7 @@
 """Every grub.cfg, grub.conf and menu.lst on the disks: the import compares those of one name."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ SUBVOLUMES = ("/@", "/@rootfs", "/root")
 SKIPPED = frozenset({"fonts", "locale", "themes", "i386-pc", "x86_64-efi", "i386-efi", "entries"})
 MAX_DEPTH = 5
 MAX_FOLDERS = 200
+MAX_FILES = 32
+"""Configurations of one file system that are compared."""
 MAX_SIZE = 4 << 20
 STUB_SIZE = 2048
 _STUB_COMMANDS = re.compile(
@@ -44,7 +47,7 @@ def find_grub_files(volumes: Sequence[Volume]) -> list[GrubFile]:
         if volume.files is None or volume.filesystem == "ntfs":
             continue
         try:
-            for path in _paths(volume.files):
+            for path in itertools.islice(_paths(volume.files), MAX_FILES):
                 source = volume.files.open(path)
                 data = source.read_at(0, min(source.size, MAX_SIZE))
                 name = path.rpartition("/")[2]

@@ -14,6 +14,7 @@ import lz4.block
 import lz4.frame
 
 from diskfs.guest.errors import GuestError
+from diskfs_formats.errors import UnsupportedFeature
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -86,7 +87,7 @@ class Decompression:
 
     def __init__(self, compression: str, pull: Callable[[], bytes], name: str) -> None:
         if compression == "lzo":
-            raise GuestError(f"{name}: it is compressed with lzo, which is not read")
+            raise UnsupportedFeature(f"{name}: it is compressed with lzo, which is not read")
         self._compression = compression
         self._pull = pull
         self._name = name

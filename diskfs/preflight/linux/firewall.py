@@ -15,6 +15,8 @@ from diskfs.preflight.linux.text import Place, content_lines, shell_assignments
 from diskfs.preflight.linux.tree import GuestTree
 
 MAX_XML = 256 << 10
+MAX_CHAINS = 100
+"""Chains that are followed into each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def judge_iptables(text: str, path: str, ports: tuple[int, ...]) -> FirewallVerd
             policy, policy_line = line.split()[1], number
         elif in_filter and (match := re.match(r"(?:-A|--append)\s+(\S+)\s*(.*)", line)):
             chains.setdefault(match[1], []).append((number, match[2]))
-    decided = _iptables_chain(chains, "INPUT", ports, 0)
+    decided = _iptables_chain(chains, "INPUT", ports, set())
     if decided is not None:
         number, allows = decided
         return FirewallVerdict("iptables", Place(path, number), allows, "the first rule that new SSH connections meet")
@@ -66,8 +68,10 @@ def judge_iptables(text: str, path: str, ports: tuple[int, ...]) -> FirewallVerd
 
 
 def _iptables_chain(
-    chains: dict[str, list[tuple[int, str]]], name: str, ports: tuple[int, ...], depth: int
+    chains: dict[str, list[tuple[int, str]]], name: str, ports: tuple[int, ...], seen: set[str]
 ) -> tuple[int, bool] | None:
+    """Return the line that decides and whether it accepts; None if the packet comes back from the chain."""
+    seen.add(name)
     for number, rule in chains.get(name, ())[:5_000]:
         target = re.search(r"(?:-j|--jump|-g)\s+(\S+)", rule)
         if target is None or not _meets_ssh(rule, ports):
@@ -76,8 +80,9 @@ def _iptables_chain(
             return number, True
         if target[1] in {"DROP", "REJECT"}:
             return number, False
-        if target[1] in chains and depth < 10:
-            decided = _iptables_chain(chains, target[1], ports, depth + 1)
+        # A chain that let the packet pass once does so again.
+        if target[1] in chains and target[1] not in seen and len(seen) < MAX_CHAINS:
+            decided = _iptables_chain(chains, target[1], ports, seen)
             if decided is not None:
                 return decided
     return None

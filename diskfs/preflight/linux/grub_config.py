@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from diskfs.preflight.linux.grub_script import Command, If, Loop, Statement, Word, parse_script
 
-MAX_STEPS = 100_000
+MAX_STEPS = 20_000
 MAX_CALLS = 20
 MAX_SOURCED = 8
 MAX_ENTRIES = 2_000
@@ -74,11 +74,15 @@ def run_config(
     *,
     read: ReadText,
     environment: Mapping[str, str],
+    exists: Callable[[str], bool] | None = None,
     bls_entries: Callable[[Mapping[str, str]], Sequence[MenuEntry]] | None = None,
     platform: str = "pc",
 ) -> GrubMenu:
-    """Run the configuration that stands at `path`; `environment` is what grubenv holds. Never raises."""
-    run = _Run(read, environment, bls_entries, platform)
+    """Run the configuration that stands at `path`; `environment` is what grubenv holds. Never raises.
+
+    `exists` tells whether there is a file, where that is cheaper than to read it.
+    """
+    run = _Run(read, exists or (lambda wanted: read(wanted) is not None), environment, bls_entries, platform)
     run.source(text, path)
     run.menu.timeout = run.menu.variables.get("timeout", "")
     return run.menu
@@ -142,12 +146,14 @@ class _Run:
     def __init__(
         self,
         read: ReadText,
+        exists: Callable[[str], bool],
         environment: Mapping[str, str],
         bls_entries: Callable[[Mapping[str, str]], Sequence[MenuEntry]] | None,
         platform: str,
     ) -> None:
         self.menu = GrubMenu()
         self._read = read
+        self._exists = exists
         self._environment = environment
         self._bls = bls_entries
         self._platform = platform
@@ -374,7 +380,7 @@ class _Run:
         if len(rest) >= 3 and rest[1] in {"-eq", "-ne", "-lt", "-gt", "-le", "-ge"}:
             return _compare(rest[0], rest[1], rest[2]), index + 3
         if len(rest) >= 2 and rest[0] in {"-f", "-s", "-e", "-d"}:
-            return self._read(device_free(rest[1])) is not None, index + 2
+            return self._exists(device_free(rest[1])), index + 2
         if len(rest) >= 2 and rest[0] in {"-n", "-z"}:
             return bool(rest[1]) is (rest[0] == "-n"), index + 2
         return bool(rest and rest[0]), index + 1

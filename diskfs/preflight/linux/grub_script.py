@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-MAX_TOKENS = 200_000
+MAX_TOKENS = 100_000
 MAX_NESTING = 50
 
 _SEPARATORS = "\n;"

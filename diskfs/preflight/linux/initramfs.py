@@ -4,18 +4,23 @@ Specification: Linux, Documentation/driver-api/early-userspace/buffer-format.rst
 archive that is not compressed.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from diskfs.guest.errors import GuestError
 from diskfs.preflight.linux.cpio import MAGICS, CpioMember, Stream, read_cpio
-from diskfs.preflight.linux.decompressing import CHUNK, Decompression, compression_of
-from diskfs_formats.errors import DiskfsError
+from diskfs.preflight.linux.decompressing import Decompression, compression_of
+from diskfs_formats.errors import DiskfsError, UnsupportedFeature
 from diskfs_formats.source import ByteSource
 
 MAX_COMPRESSED = 512 << 20
+READ = 1 << 20
+"""Bytes that are read at a time: few requests, where the image is far away."""
 MAX_CONTENT = 1 << 30
 """Bytes decompressed; Debian's with all modules has some 200 MiB."""
+MAX_SECONDS = 40
+"""For all of it; 200 MiB take one or two."""
 MAX_ARCHIVES = 16
 MAX_MODULES = 20_000
 
@@ -43,6 +48,10 @@ class Initramfs:
         return module_key(module) in self.modules
 
 
+class _TooSlow(GuestError):
+    """It took longer than MAX_SECONDS."""
+
+
 def module_key(name: str) -> str:
     """Return a module's name as the kernel has it: xen-blkfront.ko.xz is xen_blkfront."""
     return name.rpartition("/")[2].partition(".ko")[0].replace("-", "_")
@@ -55,7 +64,7 @@ def read_initramfs(source: ByteSource, path: str) -> Initramfs:
         _read(source, found)
     except DiskfsError as error:
         found.problem = str(error)
-        found.is_unsupported = "which is not read" in found.problem
+        found.is_unsupported = isinstance(error, (UnsupportedFeature, _TooSlow))
     return found
 
 
@@ -92,9 +101,12 @@ def _read_compressed(compression: str, raw: Stream, found: Initramfs) -> None:
     pieces = decompression.pieces()
     start = found.size
     count = 0
+    deadline = time.monotonic() + MAX_SECONDS
 
     def pull() -> bytes:
         nonlocal count
+        if time.monotonic() > deadline:
+            raise _TooSlow(f"{found.path}: to decompress it takes over {MAX_SECONDS} s")
         piece = next(pieces, b"")
         count += len(piece)
         if start + count > MAX_CONTENT:
@@ -136,7 +148,7 @@ def _puller(source: ByteSource) -> Callable[[], bytes]:
 
     def pull() -> bytes:
         nonlocal offset
-        length = min(CHUNK, source.size - offset)
+        length = min(READ, source.size - offset)
         piece = source.read_at(offset, length) if length else b""
         offset += length
         return piece

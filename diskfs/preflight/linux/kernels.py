@@ -17,12 +17,16 @@ from diskfs.preflight.linux.grubenv import (
 )
 from diskfs.preflight.linux.initramfs import module_key
 from diskfs.preflight.linux.kernel_image import KernelImage, read_kernel_image
-from diskfs.preflight.linux.text import MAX_TEXT, Place, content_lines, decode
+from diskfs.preflight.linux.text import SMALL_TEXT, Place, content_lines, decode
 from diskfs.preflight.linux.tree import GuestTree
 
 KERNEL_NAME = re.compile(r"(?:vmlinuz|vmlinux|bzImage|kernel)-(.+)$")
 MAX_KERNELS = 100
 MAX_BLS = 500
+MAX_SCRIPT = 512 << 10
+"""Bytes of a grub.cfg."""
+MAX_MODULES_DEP = 8 << 20
+"""Bytes; Debian's has 700 KiB."""
 MODULE_FOLDERS = ("/lib/modules", "/usr/lib/modules")
 
 GRUB2_CONFIGS = ("/boot/grub2/grub.cfg", "/boot/grub/grub.cfg")
@@ -125,13 +129,18 @@ def _run(tree: GuestTree, path: str, platform: str) -> GrubSetup:
 
     def read(wanted: str) -> str | None:
         found = grub_path(tree, wanted)
-        return None if found is None else decode(tree.read(found, MAX_TEXT))
+        return None if found is None else decode(tree.read(found, MAX_SCRIPT))
+
+    def exists(wanted: str) -> bool:
+        return grub_path(tree, wanted) is not None
 
     def menu_of_bls(variables: Mapping[str, str]) -> list[MenuEntry]:
         return bls_menu(setup.bls, {**values, **variables})
 
-    text = tree.text(path) or ""
-    setup.menu = run_config(text, path, read=read, environment=values, bls_entries=menu_of_bls, platform=platform)
+    text = tree.text(path, MAX_SCRIPT) or ""
+    setup.menu = run_config(
+        text, path, read=read, exists=exists, environment=values, bls_entries=menu_of_bls, platform=platform
+    )
     setup.default = select_default(setup.menu)
     return setup
 
@@ -148,7 +157,7 @@ def find_environment(tree: GuestTree, config: str) -> GrubEnvironment | None:
 def read_bls(tree: GuestTree) -> list[BlsEntry]:
     """Return the entries of the Boot Loader Specification, the newest first."""
     paths = tree.names("/boot/loader/entries", ".conf")[:MAX_BLS]
-    return sorted_bls([parse_bls(tree.text(path) or "", path) for path in paths if tree.is_file(path)])
+    return sorted_bls([parse_bls(tree.text(path, SMALL_TEXT) or "", path) for path in paths if tree.is_file(path)])
 
 
 def module_folder(tree: GuestTree, release: str) -> str | None:
@@ -179,9 +188,8 @@ def read_modules(tree: GuestTree, release: str) -> Modules | None:
     folder = module_folder(tree, release)
     if folder is None:
         return None
-    loadable = {
-        module_key(line.partition(":")[0]) for _, line in content_lines(tree.text(f"{folder}/modules.dep") or "")
-    }
+    text = tree.text(f"{folder}/modules.dep", MAX_MODULES_DEP) or ""
+    loadable = {module_key(line.partition(":")[0]) for _, line in content_lines(text)}
     builtin = {module_key(line) for _, line in content_lines(tree.text(f"{folder}/modules.builtin") or "")}
     if not loadable:
         loadable = {module_key(path) for path in tree.walk(f"{folder}/kernel") if ".ko" in path}

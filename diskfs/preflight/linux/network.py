@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import yaml
 
-from diskfs.preflight.linux.text import Place, content_lines, ini_sections, shell_assignments
+from diskfs.preflight.linux.text import SMALL_TEXT, Place, content_lines, ini_sections, shell_assignments
 from diskfs.preflight.linux.tree import GuestTree
 
 MAX_FILES = 200
-MAX_YAML = 256 << 10
+MAX_YAML = 16 << 10
+"""Characters; the parser is slow, and a real file has some hundred."""
+MAX_YAML_FILES = 10
 PREDICTABLE_NAME = re.compile(
     r"(?:en|wl|ww|sl|ib)(?:o\d+|s\d+|p\d+s\d+|x[0-9a-f]{12}|P\d+p\d+|[a-z]?\d+s\d+)[a-z0-9]*$|(?:em\d+|p\d+p\d+)(?:_\d+)?$"
 )
@@ -51,18 +53,18 @@ def read_interfaces(tree: GuestTree) -> list[InterfaceSetting]:
     """Return what all configuration files say, loopback left out. GuestError if one that is there cannot be read."""
     found: list[InterfaceSetting] = []
     for path in _ifcfg_files(tree):
-        found += parse_ifcfg(tree.text(path) or "", path)
+        found += parse_ifcfg(tree.text(path, SMALL_TEXT) or "", path)
     for path in _interfaces_files(tree):
-        found += parse_interfaces(tree.text(path) or "", path)
+        found += parse_interfaces(tree.text(path, SMALL_TEXT) or "", path)
     for folder in ("/lib/netplan", "/etc/netplan", "/run/netplan"):
-        for path in tree.names(folder, ".yaml")[:MAX_FILES]:
-            found += parse_netplan(tree.text(path) or "", path)
+        for path in tree.names(folder, ".yaml")[:MAX_YAML_FILES]:
+            found += parse_netplan(tree.text(path, SMALL_TEXT) or "", path)
     for folder in ("/etc/NetworkManager/system-connections", "/usr/lib/NetworkManager/system-connections"):
         for path in tree.names(folder)[:MAX_FILES]:
             if tree.is_file(path) and not path.endswith(("~", ".bak", ".rpmsave")):
-                found += parse_keyfile(tree.text(path) or "", path)
+                found += parse_keyfile(tree.text(path, SMALL_TEXT) or "", path)
     for path in tree.names("/etc/systemd/network", ".network")[:MAX_FILES]:
-        found += parse_networkd(tree.text(path) or "", path)
+        found += parse_networkd(tree.text(path, SMALL_TEXT) or "", path)
     return [one for one in found if not one.is_loopback]
 
 

@@ -1,5 +1,6 @@
 """Which file systems hold an operating system of the Linux kind, and the tree that its fstab makes of them."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ class Root:
     files: GuestFiles
     prefix: str
     marks: tuple[str, ...]
+    subvolume: str = ""
+    """The Btrfs subvolume that holds the system, empty where none does."""
 
     @property
     def place(self) -> str:
@@ -47,14 +50,20 @@ def find_roots(volumes: Sequence[Volume]) -> list[Root]:
 
     Raises GuestError only if none was found and a file system could not be read.
     """
-    found = []
+    found: list[Root] = []
     problem: GuestError | None = None
     for volume in volumes:
         files = volume.files
         if files is None or volume.filesystem not in UNIX_FILESYSTEMS:
             continue
         try:
-            found += list(_roots_in(volume, files))
+            is_subvolume = any(_is_inside(volume, other) for other in volumes)
+            # Where subvolumes are volumes of their own, they are not looked for as folders.
+            has_subvolumes = any(_is_inside(other, volume) for other in volumes)
+            prefixes = ("",) if is_subvolume or has_subvolumes else ("", *SUBVOLUMES)
+            for root in _roots_in(volume, files, prefixes):
+                path = volume.name.rpartition(":")[2] if is_subvolume else root.prefix
+                found.append(dataclasses.replace(root, subvolume=path))
         except GuestError as error:
             problem = problem or error
     if not found and problem is not None:
@@ -62,8 +71,17 @@ def find_roots(volumes: Sequence[Volume]) -> list[Root]:
     return sorted(found, key=lambda root: (-len(root.marks), volumes.index(root.volume)))
 
 
-def _roots_in(volume: Volume, files: GuestFiles) -> Iterator[Root]:
-    for prefix in ("", *(SUBVOLUMES if files.kind == "btrfs" else ())):
+def _is_inside(volume: Volume, other: Volume) -> bool:
+    """Tell whether a volume is a subvolume of another one's Btrfs."""
+    return (
+        volume.filesystem == other.filesystem == "btrfs"
+        and volume.name.startswith(f"{other.name}:")
+        and (volume.disk_index, volume.offset) == (other.disk_index, other.offset)
+    )
+
+
+def _roots_in(volume: Volume, files: GuestFiles, prefixes: Sequence[str]) -> Iterator[Root]:
+    for prefix in prefixes if files.kind == "btrfs" else ("",):
         etc = files.entry(f"{prefix}/etc")
         if etc is None or etc.kind is not FileKind.FOLDER:
             continue

@@ -7,6 +7,8 @@ from diskfs.preflight.linux.text import Place
 from diskfs.preflight.linux.tree import GuestTree
 
 UNIT_FOLDERS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+MAX_FOLDERS = 200
+"""Folders of links in one place that are looked into."""
 RC_FOLDERS = tuple(
     folder.format(level) for level in (3, 5, 2) for folder in ("/etc/rc{}.d", "/etc/rc.d/rc{}.d", "/etc/init.d/rc{}.d")
 )
@@ -40,9 +42,8 @@ class Services:
         if self._wanted is None:
             self._wanted = {}
             for base in UNIT_FOLDERS:
-                for folder in self._tree.entries(base):
-                    if not folder.name.endswith((".wants", ".requires")):
-                        continue
+                folders = [one for one in self._tree.entries(base) if one.name.endswith((".wants", ".requires"))]
+                for folder in folders[:MAX_FOLDERS]:
                     for entry in self._tree.entries(f"{base}/{folder.name}"):
                         self._wanted.setdefault(entry.name, f"{base}/{folder.name}/{entry.name}")
         return self._wanted

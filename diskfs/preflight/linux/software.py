@@ -34,6 +34,10 @@ DHCP_CLIENTS = (
 """Programs that ask for an address, and the services that they need to be started by, where they are services."""
 
 
+MAX_LISTS = 8
+"""Lists of dpkg that are looked into for one kernel."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     name: str
@@ -88,10 +92,8 @@ def packages_of_kernel(tree: GuestTree, release: str) -> Place | None:
     """
     if not re.fullmatch(r"[A-Za-z0-9.+~_-]{1,100}", release):
         return None
-    for path in tree.names("/var/lib/dpkg/info", ".list"):
-        name = path.rpartition("/")[2]
-        if not name.startswith(("linux-image", "linux-modules")) or release not in name:
-            continue
+    paths = [path for path in tree.names("/var/lib/dpkg/info", ".list") if release in path]
+    for path in [path for path in paths if "/linux-image" in path or "/linux-modules" in path][:MAX_LISTS]:
         for number, line in content_lines(tree.text(path) or ""):
             if line == f"/boot/vmlinuz-{release}":
                 return Place(path, number)

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from diskfs.preflight.linux.services import Services, ServiceState
-from diskfs.preflight.linux.text import Place, content_lines
+from diskfs.preflight.linux.text import SMALL_TEXT, Place, content_lines
 from diskfs.preflight.linux.tree import GuestTree
 
 MAX_USERS = 2_000
+MAX_PEOPLE = 200
+"""Users whose keys are looked for."""
+MAX_INCLUDED = 100
+"""Files that sshd_config includes, in all."""
 SERVERS = ("/usr/sbin/sshd", "/usr/local/sbin/sshd", "/usr/bin/sshd", "/sbin/sshd")
 _KEY = re.compile(r"(?:^|\s)(?:ssh-(?:rsa|dss|ed25519)|ecdsa-sha2-\S+|sk-\S+)\s+[A-Za-z0-9+/]{20,}")
 
@@ -43,6 +47,7 @@ class Ssh:
     def __init__(self, tree: GuestTree, services: Services) -> None:
         self._tree = tree
         self._services = services
+        self._included_count = 0
 
     @functools.cached_property
     def server(self) -> str | None:
@@ -57,11 +62,12 @@ class Ssh:
     def settings(self) -> dict[str, tuple[str, Place]]:
         """The directives of sshd_config and what it includes, outside Match blocks; the first of a name counts."""
         found: dict[str, tuple[str, Place]] = {}
+        self._included_count = 0
         self._read_settings("/etc/ssh/sshd_config", found, 0)
         return found
 
     def _read_settings(self, path: str, found: dict[str, tuple[str, Place]], depth: int) -> None:
-        for number, line in content_lines(self._tree.text(path) or ""):
+        for number, line in content_lines(self._tree.text(path, SMALL_TEXT) or ""):
             key, _, value = line.replace("=", " ", 1).partition(" ")
             key, value = key.lower(), value.strip()
             if key == "match":
@@ -69,7 +75,9 @@ class Ssh:
             if key == "include" and depth < 4:
                 for pattern in value.split()[:16]:
                     for included in self._included(pattern):
-                        self._read_settings(included, found, depth + 1)
+                        self._included_count += 1
+                        if self._included_count <= MAX_INCLUDED:
+                            self._read_settings(included, found, depth + 1)
             elif len(found) < 500:
                 # Port may be given several times; all of them count.
                 if key == "port" and key in found:
@@ -118,7 +126,7 @@ class Ssh:
         for path in self.key_files(user):
             if not path.startswith("/") or len(path) > 1000:
                 continue
-            text = self._tree.text(path) if self._tree.is_file(path) else None
+            text = self._tree.text(path, SMALL_TEXT) if self._tree.is_file(path) else None
             if text is not None and any(_KEY.search(line) for _, line in content_lines(text)):
                 return path
         return None
@@ -126,9 +134,9 @@ class Ssh:
     def people_with_keys(self) -> list[tuple[User, str]]:
         """Return the users that are not root, may log in and have a public key, with the file that holds it."""
         found = []
-        for user in self.users:
-            is_person = user.uid >= self.lowest_uid and user.uid < 60_000 and user.can_log_in
-            path = self.has_key(user) if is_person else None
+        people = [one for one in self.users if self.lowest_uid <= one.uid < 60_000 and one.can_log_in]
+        for user in people[:MAX_PEOPLE]:
+            path = self.has_key(user)
             if path is not None:
                 found.append((user, path))
         return found

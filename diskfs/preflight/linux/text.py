@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_TEXT = 4 << 20
+MAX_TEXT = 1 << 20
 """Bytes of one configuration file that are looked at; generated grub.cfg and iptables rules reach some hundred KiB."""
-MAX_LINES = 50_000
+SMALL_TEXT = 64 << 10
+"""The same for a file of which a folder may hold many."""
+MAX_LINES = 20_000
 MAX_LINE = 64 << 10
 """Characters of one line; the kernel's own command line ends at 4,096."""
 
@@ -30,7 +32,7 @@ class Place:
 
 def decode(data: bytes) -> str:
     """Return the text of a file's bytes; what is not UTF-8 becomes `\\x..`."""
-    return data[:MAX_TEXT].decode("utf-8", "backslashreplace").removeprefix("\ufeff")
+    return data.decode("utf-8", "backslashreplace").removeprefix("\ufeff")
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 
 from diskfs.guest.errors import GuestError
 from diskfs.guest.files import MAX_LINKS, FileKind, GuestEntry, GuestFiles, split_path
-from diskfs.preflight.linux.text import MAX_TEXT, decode
+from diskfs.preflight.linux.text import MAX_TEXT, SMALL_TEXT, decode
 from diskfs_formats.source import ByteSource
 
 MAX_WALKED = 5_000
 """Files that one walk through a folder yields."""
 MAX_DEPTH = 12
+MAX_KEPT = 500
+"""Texts that are kept."""
 
 
 class Prefixed:
@@ -111,11 +113,15 @@ class GuestTree:
         source = self.open(path)
         return source.read_at(0, min(limit, source.size))
 
-    def text(self, path: str) -> str | None:
-        """Return a file's text, cut at MAX_TEXT bytes; None if there is no such file. GuestError if it is damaged."""
-        if path not in self._texts:
-            self._texts[path] = decode(self.read(path, MAX_TEXT)) if self.is_file(path) else None
-        return self._texts[path]
+    def text(self, path: str, limit: int = MAX_TEXT) -> str | None:
+        """Return a file's text, cut at `limit` bytes; None if there is no such file. GuestError if it is damaged."""
+        if path in self._texts:
+            return self._texts[path]
+        text = decode(self.read(path, limit)) if self.is_file(path) else None
+        # What is asked for again and again is small.
+        if text is None or (len(text) <= SMALL_TEXT and len(self._texts) < MAX_KEPT):
+            self._texts[path] = text
+        return text
 
     def _require(self, path: str) -> tuple[GuestFiles, str]:
         found = self._walk(path, True)

@@ -119,7 +119,7 @@ def root_filesystem(facts: Facts) -> Iterator[Outcome]:
 def volume_groups(facts: Facts) -> Iterator[Outcome]:
     """The metadata of every LVM physical volume can be read, and all physical volumes of its group are on the disks."""
     members = [volume for volume in facts.volumes if volume.filesystem == "LVM2_member"]
-    logical = [volume for volume in facts.volumes if ":" in volume.name]
+    logical = [volume for volume in facts.volumes if ":" in volume.name] if members else []
     if not members and not logical:
         yield not_applicable("there is no LVM")
         return
@@ -128,6 +128,8 @@ def volume_groups(facts: Facts) -> Iterator[Outcome]:
             yield failed(f"{volume.name}: {volume.problem}")
     for volume in logical:
         if volume.problem and volume.filesystem is None:
-            yield unknown(f"{volume.name}: {volume.problem}")
+            # A volume that is only of a kind that is not read (thin, cached) may activate all the same.
+            is_broken = "physical volume" in volume.problem or volume.name.endswith(":lvm")
+            yield (failed if is_broken else unknown)(f"{volume.name}: {volume.problem}")
         else:
             yield passed(f"{volume.name}: {volume.size >> 20} MiB")

@@ -48,8 +48,8 @@ def no_btrfs_subvolumes(facts: Facts) -> Iterator[Outcome]:
     if not btrfs:
         yield not_applicable("no file system is Btrfs")
         return
-    if linux.root.prefix:
-        yield failed(f"the system is in the subvolume {linux.root.prefix} of {linux.root_volume.name}")
+    if linux.root.subvolume:
+        yield failed(f"the system is in the subvolume {linux.root.subvolume} of {linux.root_volume.name}")
     for volume in btrfs:
         for remark in sorted(volume.files.state if volume.files is not None else ()):
             if "subvolume" in remark:
