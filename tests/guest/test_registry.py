@@ -158,6 +158,20 @@ def test_every_walk_has_a_budget(lists: int, elements: int, monkeypatch: pytest.
             pass
 
 
+def test_values_that_share_their_data_are_given_up_in_time() -> None:
+    second = Bin()
+    data = second.add(bytes(MAX_DATA))
+    value = second.add(struct.pack("<2sHIIIHH", b"vk", 5, MAX_DATA, data, 3, 1, 0) + b"large")
+    values = second.add(struct.pack("<I", value) * 16000)  # 16 GB in 1 MB
+    begin = time.process_time()
+
+    with pytest.raises(GuestError, match=rf"over {MAX_STEPS} keys"):
+        for _ in opened(second.hive(root_key(values=16000, value_list=values))).root.values():
+            pass
+
+    assert time.process_time() - begin < 10
+
+
 def test_a_list_of_lists_of_lists_is_refused() -> None:
     hive = with_lists([ROOT_CELL], index=1, nested=True)
 

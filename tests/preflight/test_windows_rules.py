@@ -146,6 +146,7 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     ("VMIE-WIN-02 growing", {"VMIE-WIN-02": FAIL}, paging("C:\\pagefile.sys 1024 4096")),
     ("VMIE-WIN-02 managed", {"VMIE-WIN-02": FAIL}, paging("C:\\pagefile.sys 0 0")),
     ("VMIE-WIN-02 none", {}, paging()),
+    ("VMIE-WIN-02 spaces", {"VMIE-WIN-02": FAIL}, paging("C:\\" + " " * 150 + "0")),
     ("VMIE-WIN-03", {"VMIE-WIN-02": FAIL, "VMIE-WIN-03": FAIL}, paging("?:\\pagefile.sys")),
     (
         "VMIE-WIN-04",

@@ -18,6 +18,8 @@ MAX_CELL = 1 << 20
 """Bytes of one cell that are read: the largest list that Windows writes has 4 KiB, the largest piece of data 16 KiB."""
 MAX_STEPS = 200_000
 """Cells and list elements that are looked at in one hive: several times what all rules need of a real one."""
+BYTES_A_STEP = 1024
+"""Long cells cost more: values may share their data."""
 WINDOW_SIZE = 64 << 10
 MAX_WINDOWS = 256
 """Windows of a hive kept in memory: 16 MiB."""
@@ -58,7 +60,9 @@ class Cells:
             raise self.damaged(offset, f"{what} is in a free cell (size {size}); expected one in use")
         if -size > self._length - offset or size > -8:
             raise self.damaged(offset, f"the cell of {what} has {-size} bytes; the hive ends after {self._length}")
-        return self._bytes(offset + 4, min(-size - 4, limit))
+        length = min(-size - 4, limit)
+        self.spend(length // BYTES_A_STEP)
+        return self._bytes(offset + 4, length)
 
     def damaged(self, offset: int, what: str) -> GuestError:
         """Return the error for the cell at `offset`."""

@@ -33,6 +33,8 @@ HYPERVISOR_LAUNCH = 0x250000F0
 BOOT_STATUS_POLICY = 0x250000E0
 HYPERVISOR_AUTO = 1
 MAX_OBJECTS = 1024
+MAX_TEXT = 256
+MAX_LISTED = 16
 DEFAULT_TIMEOUT = 30
 MAX_BOOT_INI = 1 << 20
 
@@ -59,7 +61,7 @@ class BcdObject:
     def text(self, element: int) -> str:
         """Return a text, or nothing."""
         data = self.data(element)
-        return data if isinstance(data, str) else ""
+        return data[:MAX_TEXT] if isinstance(data, str) else ""
 
     def texts(self, element: int) -> tuple[str, ...]:
         """Return a list, which a single text counts as."""
@@ -75,7 +77,7 @@ class BcdObject:
 
     def evidence(self, element: int, name: str) -> str:
         """Say where an element is and what it is."""
-        shown = self.text(element) or " ".join(self.texts(element)) or self.number(element)
+        shown = self.text(element) or " ".join(self.texts(element)[:MAX_LISTED])[:MAX_TEXT] or self.number(element)
         found = "is not there" if shown is None else f"is {shown}"
         return f"{self.where}\\Objects\\{self.id}\\Elements\\{element:08x} ({name}) {found}"
 

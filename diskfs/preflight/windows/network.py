@@ -20,6 +20,8 @@ RDP_SERVICE = "termservice"
 SERVICE_HOSTS = ("svchost.exe", "system")
 """The programs of services, which a rule may name beside or instead of the service."""
 MAX_RULES = 8192
+MAX_RULE = 16384
+"""Characters of one rule; Windows' own have a few hundred."""
 REACHED_PROFILES = ("PublicProfile", "StandardProfile")
 """What a network that Windows has not met before is put into; the domain's profile needs the domain's network."""
 
@@ -37,7 +39,7 @@ class Interface:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Static addresses, without the 0.0.0.0 that stands for none."""
-        return tuple(address for address in self.address.texts or () if address not in {"0.0.0.0", "::"})  # noqa: S104
+        return tuple(address[:64] for address in self.address.texts or () if address not in {"0.0.0.0", "::"})  # noqa: S104
 
     @property
     def is_static(self) -> bool:
@@ -135,7 +137,7 @@ class Network:
             for count, value in enumerate(key.values() if key is not None else ()):
                 if count >= MAX_RULES:
                     break
-                if value.text:
+                if value.text and len(value.text) <= MAX_RULE:
                     yield FirewallRule.parse(value.name, value.text)
 
     def open_port(self, profile: str, port: int) -> Reading | None:

@@ -10,6 +10,8 @@ from diskfs_formats.errors import DiskfsError
 
 SYSTEM, SOFTWARE, SAM, DEFAULT = "SYSTEM", "SOFTWARE", "SAM", "DEFAULT"
 CURRENT = "CurrentControlSet"
+MAX_TEXT = 4096
+"""Characters of a text that are looked at; a path has at most 260, or a few thousand."""
 MAX_SHOWN = 200
 """Characters of one value that are shown as evidence."""
 
@@ -32,11 +34,13 @@ class Reading:
 
     @property
     def text(self) -> str | None:
-        return None if self.value is None else self.value.text
+        text = None if self.value is None else self.value.text
+        return None if text is None else text[:MAX_TEXT]
 
     @property
     def texts(self) -> tuple[str, ...] | None:
-        return None if self.value is None else self.value.texts
+        texts = None if self.value is None else self.value.texts
+        return None if texts is None else tuple(text[:MAX_TEXT] for text in texts)
 
     def __str__(self) -> str:
         """The evidence: `SYSTEM\\ControlSet001\\...: Start is 4`."""
@@ -48,7 +52,7 @@ class Reading:
         if self.integer is not None:
             return f"is {self.integer}"
         texts = self.texts
-        shown = self.value.data.hex(" ") if texts is None else " | ".join(texts)
+        shown = self.value.data[:MAX_SHOWN].hex(" ") if texts is None else " | ".join(texts[:MAX_SHOWN])
         return f'is "{shown[:MAX_SHOWN]}"' + ("..." if len(shown) > MAX_SHOWN else "")
 
 

@@ -18,7 +18,6 @@ DIRECTORY = r"CurrentControlSet\Services\NTDS\Parameters"
 DIRECTORY_VALUES = ("DSA Database file", "Database log files path", "DSA Working Directory")
 MOUNTED_DEVICES = "MountedDevices"
 _GPT_PREFIX = b"DMIO:ID:"
-_PAGE_FILE = re.compile(r"(?P<path>.*?)(?:\s+(?P<minimum>[0-9]{1,9})\s+(?P<maximum>[0-9]{1,9}))?\s*")
 HIBERNATION_MARKS = frozenset({b"hibr", b"HIBR"})
 """The signature of a hiberfil.sys that will be resumed from; `wake` and `rstr` have been."""
 
@@ -107,10 +106,10 @@ def drive_of(path: str) -> str:
 
 
 def _page_file(line: str) -> PageFile:
-    found = _PAGE_FILE.fullmatch(line)
-    if found is None or found["minimum"] is None:
-        return PageFile(line.strip(), None, None)
-    return PageFile(found["path"], int(found["minimum"]), int(found["maximum"]))
+    parts = line.rsplit(None, 2)
+    if len(parts) == 3 and all(part.isdecimal() and len(part) < 10 for part in parts[1:]):
+        return PageFile(parts[0], int(parts[1]), int(parts[2]))
+    return PageFile(line.strip(), None, None)
 
 
 def _is_device(data: bytes, table: "PartitionTable", partition: "Partition") -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from diskfs.guest.errors import GuestError
 from diskfs.guest.files import GuestFiles
 from diskfs.preflight.supported_os import WindowsSystem, windows_editions, windows_systems
-from diskfs.preflight.windows.readings import SOFTWARE, SYSTEM, Reading, Registry, first_text
+from diskfs.preflight.windows.readings import MAX_SHOWN, SOFTWARE, SYSTEM, Reading, Registry, first_text
 
 CURRENT_VERSION = r"Microsoft\Windows NT\CurrentVersion"
 ENGLISH_US = 0x0409
@@ -49,7 +49,7 @@ class WindowsVersion:
     @functools.cached_property
     def product_name(self) -> str:
         """`Windows Server 2019 Datacenter`; of Windows 11 it still says Windows 10."""
-        return self.read("ProductName").text or ""
+        return (self.read("ProductName").text or "")[:MAX_SHOWN]
 
     @functools.cached_property
     def edition_id(self) -> str:
@@ -177,7 +177,7 @@ class WindowsVersion:
         name = self.product_name or "Windows"
         if self.is_windows_11:
             name = name.replace("Windows 10", "Windows 11")
-        release = first_text([self.read("DisplayVersion"), self.read("ReleaseId"), self.read("CSDVersion")])
+        release = first_text([self.read("DisplayVersion"), self.read("ReleaseId"), self.read("CSDVersion")])[:MAX_SHOWN]
         bits = f", {self.bits}-bit" if self.bits else ""
         return f"{name}{f' {release}' if release else ''} (build {self.build}{bits})"
 
