@@ -22,6 +22,7 @@ from diskfs_formats.reading import zeroes
 from diskfs_formats.source import Buffer, require_range
 from diskfs_formats.text import printable
 
+_PAGE = 4096
 _WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 """`struct flock` for a write lock from the first byte to whatever the end will be."""
 
@@ -128,6 +129,13 @@ class WritableRawImage:
             self._file.write_at(offset, data)
         except OSError as error:
             raise sink_error(error, self._name, f"writing {len(data)} bytes at offset {offset:#x}") from error
+
+    def write_if_quick(self, offset: int, data: Buffer, /) -> bool:
+        """Write if no more is needed than a copy into memory, whole pages; else do nothing and return False."""
+        if not self._is_regular or offset % _PAGE or len(data) % _PAGE or offset + len(data) > self._size:
+            return False
+        self.write_at(offset, data)
+        return True
 
     def discard(self, offset: int, length: int, /) -> None:
         require_range(self, offset, length)

@@ -32,6 +32,11 @@ class KeptPages:
         self._readers: dict[int, _Readers] = {}
         self._lock = threading.Lock()
 
+    @property
+    def are_any(self) -> bool:
+        """Whether there may be any pages to drop."""
+        return bool(self._readers)
+
     def opened(self, inode: int) -> None:
         """Note a reader."""
         with self._lock:

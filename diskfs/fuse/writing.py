@@ -136,7 +136,10 @@ class WritableOperations(DiskfsOperations):
             raise pyfuse3.FUSEError(errno.ENOSPC)
         data = buf if length == len(buf) else buf[:length]
         offset = window.offset + off
-        await self._change(window, offset, length, lambda: window.written.disk.write_at(offset, data))
+        await self._change(
+            window, offset, length, lambda: window.written.disk.write_at(offset, data),
+            lambda: window.written.write_if_quick(offset, data),
+        )  # fmt: skip
         self.counters.writes += 1
         self.counters.bytes_written += length
         return length
@@ -201,7 +204,14 @@ class WritableOperations(DiskfsOperations):
 
     # Helpers
 
-    async def _change(self, window: Window, offset: int, length: int, work: Callable[[], None]) -> None:
+    async def _change(
+        self,
+        window: Window,
+        offset: int,
+        length: int,
+        work: Callable[[], None],
+        at_once: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Change a range of the disk; what was read ahead of it, here or in the kernel, is forgotten then."""
         written = window.written
 
@@ -213,7 +223,8 @@ class WritableOperations(DiskfsOperations):
                 written.pages.drop()
 
         try:
-            await self._reader.write(change)
+            if not at_once():
+                await self._reader.write(change)
         except (SinkError, OverlayWriteError) as error:
             if not isinstance(error, OutOfSpace):
                 written.failures += 1

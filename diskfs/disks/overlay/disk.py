@@ -194,6 +194,29 @@ class OverlayDisk:
             number += 1
             page_end += self._page_span
 
+    def write_if_quick(self, offset: int, data: Buffer, /) -> bool:
+        """Write if no more is needed than a copy into memory; else do nothing and return False.
+
+        That is: whole blocks, of one page of the index, which is loaded and has its room, while nobody else writes
+        there or flushes. The kernel may still make the caller wait, where much is not on the disk yet.
+        """
+        end = offset + len(data)
+        number = offset // self._page_span
+        if (
+            self._failure is not None
+            or offset % self._block_size
+            or end % self._block_size
+            or not offset < end <= min((number + 1) * self._page_span, self._size)
+            or self._map.dirty_pages >= self._map.most_dirty
+            or self._flushing.locked()
+            or self._stripes[number % STRIPES].locked()
+            or not self._map.is_reserved(number)
+            or self._loaded(number) is None
+        ):
+            return False
+        self._write_part(number, offset, data)
+        return True
+
     def _write_part(self, number: int, offset: int, data: Buffer) -> None:
         """Write what lies in one page of the index."""
         block = self._block_size
