@@ -6,7 +6,9 @@
 
 import contextlib
 import os
+import re
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -43,6 +45,9 @@ from diskfs_formats.findings import Finding
 from diskfs_formats.text import printable
 
 _HOLDER_SIZE = 512
+_HOLDER = re.compile(r"process (\d{1,10}) on (\S+)")
+_HOLDER_TRIES = 20
+_HOLDER_WAIT = 0.02
 
 
 class OverlayFolder:
@@ -369,8 +374,14 @@ def _locked(storage: Storage, name: str) -> StoredFile:
 
 
 def _holder(lock: StoredFile) -> str:
-    text = lock.read_at(0, _HOLDER_SIZE).decode("ascii", "replace").strip()
-    return printable(text) or "another process"
+    """Say who has the lock. It writes its name a moment after it has it, where an earlier one may have left its own."""
+    for _ in range(_HOLDER_TRIES):
+        text = lock.read_at(0, _HOLDER_SIZE).decode("ascii", "replace").strip()
+        stated = _HOLDER.fullmatch(text)
+        if stated and (stated[2] != socket.gethostname() or Path(f"/proc/{stated[1]}").exists()):
+            return printable(text)
+        time.sleep(_HOLDER_WAIT)
+    return "another process"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """Short tiers of scripts/soak-overlay and scripts/powerloss, and proof that they see what they look for."""
 
+import contextlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -9,7 +12,7 @@ from diskfs.disks.overlay.block_map import BlockMap, Page
 from diskfs.disks.overlay.data_file import DataFile
 from diskfs.disks.overlay.disk import OverlayDisk
 from diskfs.errors import OutOfSpace, OverlayWriteError
-from scripts.overlaylib import faults, folder_losses, model, powerloss
+from scripts.overlaylib import faults, folder_losses, model, powerloss, threads
 from scripts.overlaylib.simulated import SimulatedFile
 
 
@@ -21,6 +24,10 @@ def test_random_operations_in_memory_agree_with_a_byte_array() -> None:
 def test_random_operations_on_real_files_agree_with_a_byte_array(tmp_path: Path) -> None:
     list(model.run(2_000, "tests on files", tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_share_blocks_find_what_they_wrote() -> None:
+    assert threads.run(4, 200, "tests") == 4 * 200 * threads.THREADS
 
 
 def test_no_power_loss_loses_what_was_flushed_or_tears_a_sector() -> None:
@@ -152,6 +159,27 @@ def test_random_operations_show_a_store_that_is_wrong(plant: Plant, monkeypatch:
     plant(monkeypatch)
     with pytest.raises(model.Difference):
         list(model.run(100_000, "tests"))
+
+
+def _no_locks(patch: pytest.MonkeyPatch) -> None:
+    create = OverlayDisk.__init__
+
+    def unlocked(self: OverlayDisk, *arguments: Any) -> None:
+        create(self, *arguments)
+        self._stripes = tuple(cast("threading.Lock", _NoLock()) for _ in range(64))
+
+    patch.setattr(OverlayDisk, "__init__", unlocked)
+
+
+class _NoLock(contextlib.nullcontext[None]):
+    def locked(self) -> bool:
+        return False
+
+
+def test_threads_show_a_store_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    _no_locks(monkeypatch)
+    with pytest.raises(model.Difference):
+        threads.run(200, 200, "tests")
 
 
 def _error_forgotten(patch: pytest.MonkeyPatch) -> None:
