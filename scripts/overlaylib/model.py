@@ -94,7 +94,8 @@ def _batch(seed: str, geometry: Geometry, count: int, folder: Path | None, kept:
                     if kind < 0.45:
                         start = rng.randrange(POOL - length)
                         data = pool[start : start + length] if kind < 0.4 else bytes(length)
-                        disk.write_at(offset, data)
+                        if kind > 0.2 or not disk.write_if_quick(offset, data):
+                            disk.write_at(offset, data)
                         expected[offset : offset + length] = data
                     elif kind < 0.55:
                         disk.discard(offset, length)
