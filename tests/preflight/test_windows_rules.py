@@ -138,6 +138,17 @@ ON_D = {"DSA Database file": "D:\\NTDS\\ntds.dit", "Database log files path": "C
 SECOND_PARTITION = struct.pack("<IQ", 0x4A5B6C7D, 2048 * 512)
 UEFI_BASE = {"VMIE-BOOT-04": PASS, "VMIE-BOOT-05": PASS}
 
+BOOT_INI = (
+    b"[boot loader]\r\ntimeout=30\r\ndefault=multi(0)disk(0)rdisk(0)partition(2)\\WINDOWS\r\n[operating systems]\r\n"
+    b'multi(0)disk(0)rdisk(0)partition(2)\\WINDOWS="Windows Server 2003, Standard" /noexecute=optout /fastdetect'
+)
+
+
+def old_boot(boot_ini: bytes) -> dict[str, bytes | None]:
+    """Return the files of the boot partition as Windows before Vista has them."""
+    return {"/bootmgr": None, "/Boot/BCD": None, "/ntldr": b"NTLDR", "/boot.ini": boot_ini}
+
+
 CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
     # what, each rule whose status differs from that of the tree as it is, the change
     ("VMIE-WIN-01 below 6 GiB", {"VMIE-WIN-01": FAIL}, {"free": 6 * GIB - 1}),
@@ -525,10 +536,19 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         {"VMIE-GEN-14": FAIL},
         {"system": {SERVICES + "\\AWSNVMe": None, SERVICES + "\\stornvme": None}},
     ),
+    ("VMIE-BOOT-02 ntldr", {}, {"boot_files": old_boot(BOOT_INI)}),
+    ("VMIE-WIN-05 of 2003", {"VMIE-WIN-05": FAIL}, {"boot_files": old_boot(BOOT_INI + b" /redirect\r\n")}),
+    ("VMIE-WIN-28 of 2003", {"VMIE-WIN-28": FAIL}, {"boot_files": old_boot(BOOT_INI * 2)}),
+    (
+        "VMIE-WIN-28 of 2003, without waiting",
+        {},
+        {"boot_files": old_boot(BOOT_INI.replace(b"timeout=30", b"timeout=0") + BOOT_INI.rpartition(b"\n")[2])},
+    ),
+    ("VMIE-WIN-30 of 2003", {"VMIE-WIN-30": FAIL}, {"boot_files": old_boot(b"[operating systems]\r\n")}),
     ("VMIE-BOOT-02 UEFI", UEFI_BASE, {"scheme": "gpt"}),
     (
         "VMIE-BOOT-02 neither",
-        {"VMIE-BOOT-02": FAIL, "VMIE-WIN-28": UNKNOWN, "VMIE-WIN-30": UNKNOWN},
+        {"VMIE-BOOT-02": FAIL, "VMIE-WIN-05": UNKNOWN, "VMIE-WIN-28": UNKNOWN, "VMIE-WIN-30": UNKNOWN},
         {"boot_files": {"/Boot/BCD": None}},
     ),
     (

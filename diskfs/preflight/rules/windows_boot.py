@@ -21,6 +21,7 @@ from diskfs_formats.findings import Severity
 
 BIOS, UEFI = "legacy-bios", "uefi"
 MAX_SHOWN = 8
+MAX_TEXT = 200
 
 
 def _reasons(facts: Facts) -> str:
@@ -117,6 +118,8 @@ def _has_gpt(facts: Facts) -> bool:
 def no_emergency_management(facts: Facts) -> Iterator[Outcome]:
     """No object of a BCD store has bootems (0x16000020) or ems (0x260000b0), and no line of boot.ini has /redirect."""
     boot = windows_of(facts).boot
+    if not boot.stores and not boot.boot_inis:
+        yield unknown("no BCD store and no boot.ini was found")
     for store in boot.stores:
         for found in store.objects.values():
             for element, name in ((LIBRARY_EMS, "bootems"), (OS_EMS, "ems")):
@@ -125,7 +128,7 @@ def no_emergency_management(facts: Facts) -> Iterator[Outcome]:
         yield passed(f"{store.where}: EMS is off")
     for old in boot.boot_inis:
         for number, line in old.redirects:
-            yield failed(f"{old.where}:{number}: {line}", "bootcfg /ems off /id 1")
+            yield failed(f"{old.where}:{number}: {line[:MAX_TEXT]}", "bootcfg /ems off /id 1")
 
 
 @check("VMIE-WIN-28")
@@ -157,12 +160,17 @@ def one_boot_choice(facts: Facts) -> Iterator[Outcome]:
 
 @check("VMIE-WIN-30")
 def starts_to_login(facts: Facts) -> Iterator[Outcome]:
-    """The entry that boots is a loader of Windows and no recovery environment. Whether it starts to the end is not
-    knowable from outside; a hint is recovery that is enabled without an environment to start.
+    """The entry that boots is a loader of Windows and no recovery environment, or boot.ini has an entry. Whether it
+    starts to the end is not knowable from outside; a hint is recovery that is enabled without an environment to start.
     """
     boot = windows_of(facts).boot
-    if not boot.stores:
-        yield unknown("no BCD store was found")
+    if not boot.stores and not boot.boot_inis:
+        yield unknown("no BCD store and no boot.ini was found")
+    for old in boot.boot_inis:
+        if old.entries:
+            yield passed(f"{old.where}:{old.entries[0][0]}: {old.entries[0][1][:MAX_TEXT]}")
+        else:
+            yield failed(f"{old.where} has no line under [operating systems]", "rebuild it: bootcfg /rebuild")
     for store in boot.stores:
         entry = store.default
         if entry is None:

@@ -1,5 +1,6 @@
 """Reading the registry of an installation by Windows' own paths, with the evidence of what was found."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ class Registry:
         """Tell whether there is a file of a hive; that of the default user may be left out."""
         return self._files.entry(f"{self._folder}/{name}") is not None
 
-    @property
+    @functools.cached_property
     def current_control_set(self) -> str:
         """The name of the control set that Windows boots: `ControlSet001`. Raises GuestError if none is said to be."""
         key = self.hive(SYSTEM).key("Select")
