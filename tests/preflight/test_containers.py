@@ -358,7 +358,31 @@ def test_a_disk_that_is_not_in_the_appliance_is_refused_and_the_others_are_judge
     assert status_of(path, "VMIE-SIZE-01") == "unknown"
 
 
+def test_a_tar_that_is_no_appliance_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    run("tar", "--format=ustar", "-C", tmp_path, "-cf", tmp_path / "vm.ova", "a.txt")
+    found = result_of(tmp_path / "vm.ova", "VMIE-FMT-01")
+    assert found.status.value == "fail"
+    assert "no appliance" in found.found
+
+
+def test_damaged_tables_are_refused(tmp_path: Path) -> None:
+    vhd = qemu_image(tmp_path / "disk.vhd", "vpc", subformat="dynamic")
+    data = bytearray(vhd.read_bytes())
+    data[512 + 32 : 512 + 36] = bytes(4)  # block_size of the dynamic header
+    checksum = ~sum(data[512 : 512 + 36] + data[512 + 40 : 1536]) & 0xFFFFFFFF
+    struct.pack_into(">I", data, 512 + 36, checksum)
+    vhd.write_bytes(data)
+    assert "block size" in result_of(vhd, "VMIE-FMT-05").found
+    vhdx = qemu_image(tmp_path / "disk.vhdx", "vhdx")
+    data = bytearray(vhdx.read_bytes())
+    data[0x30000:0x50000] = bytes(0x20000)  # both region tables
+    vhdx.write_bytes(data)
+    assert status_of(vhdx, "VMIE-FMT-06") == "fail"
+
+
 def test_a_header_cut_short_leaves_the_size_unknown(tmp_path: Path) -> None:
     (tmp_path / "disk.vmdk").write_bytes(b"KDMV" + bytes(100))
     assert status_of(tmp_path / "disk.vmdk", "VMIE-SIZE-01") == "unknown"
     assert status_of(tmp_path / "disk.vmdk", "VMIE-FMT-04") == "unknown"
+    assert status_of(tmp_path / "disk.vmdk", "VMIE-FMT-11") == "fail"

@@ -67,6 +67,9 @@ def _format(facts: Facts, file: DiskFile, taken: set[str]) -> Outcome:
     name = candidates[0]
     if name != "empty" and isinstance(file.problem, UnknownFormat):
         return unknown(str(file.problem))
+    if name == "raw" and file.problem is not None:
+        # A raw disk always opens: this is an archive or a descriptor.
+        return failed(str(file.problem), "export the VM again")
     if name in taken:
         return passed(f"{file} is {name}" if name != "raw" else f"{file} is taken as raw: it has no other signature")
     if name == "empty":
@@ -104,13 +107,16 @@ def _stream_optimized(facts: Facts, file: DiskFile, vmdk: VmdkFacts) -> Outcome:
 @check("VMIE-FMT-05")
 def vhd_is_whole(facts: Facts) -> Iterator[Outcome]:
     """The VHD's footer is the last 512 bytes with the right checksum, its type is fixed (2) or dynamic (3), and its
-    size fits; a dynamic disk has an identical copy at offset 0 and a dynamic header where the footer says.
+    size fits; a dynamic disk has an identical copy at offset 0 and a dynamic header where the footer says, and its
+    tables are sound.
     """
     vhds = [(file, file.vhd) for file in facts.files if file.vhd is not None]
     if not vhds:
         yield not_applicable("no disk is a VHD")
     for file, vhd in vhds:
         problems = list(_vhd_problems(file, vhd))
+        if not problems and isinstance(file.problem, CorruptImage):
+            problems.append(str(file.problem))
         for problem in problems:
             yield failed(f"{file}: {problem}", _convert(facts, "disk.vhd", _which(facts, file) + "-O vhd"))
         if not problems:
@@ -151,6 +157,10 @@ def vhdx_is_whole(facts: Facts) -> Iterator[Outcome]:
     """
     found = False
     for file in facts.files:
+        if file.stored is not None and file.format == "vhdx" and isinstance(file.problem, CorruptImage):
+            found = True
+            yield failed(f"{file}: {file.problem}")
+            continue
         vhdx = file.vhdx
         if vhdx is None:
             continue
@@ -237,17 +247,16 @@ def vmdk_is_intact(facts: Facts) -> Iterator[Outcome]:
     """Header, footer, grain directory and end-of-stream marker are read; with --deep every grain is inflated, and an
     OVA's manifest compared, which reads the whole file.
     """
-    vmdks = [(file, file.vmdk) for file in facts.files if file.vmdk is not None]
-    if not vmdks:
+    files = [file for file in facts.files if file.stored is None or "vmdk" in file.candidates]
+    if not files:
         yield not_applicable("no disk is a VMDK")
-        return
-    for file, vmdk in vmdks:
-        if file.problem is not None:
-            yield (
-                failed(f"{file}: {file.problem}")
-                if isinstance(file.problem, CorruptImage)
-                else unknown(f"{file} could not be opened: {file.problem}")
-            )
+    for file in files:
+        if isinstance(file.problem, CorruptImage):
+            yield failed(f"{file}: {file.problem}")
+            continue
+        vmdk = file.vmdk
+        if file.problem is not None or vmdk is None:
+            yield unknown(f"{file} could not be opened: {file.problem}")
         elif vmdk.is_stream and vmdk.is_directory_at_end and not vmdk.has_end_of_stream:
             yield failed(f"{file}: the last 512 bytes are no end-of-stream marker: the file is incomplete")
         elif facts.deep and file.disk is not None:
