@@ -11,6 +11,7 @@ import pytest
 
 from diskfs.preflight.request import Operation, Request
 from diskfs.preflight.rules.engine import Result
+from diskfs.preflight.rules.registry import checks
 from diskfs_formats.findings import Severity
 from tests.guest.hives import make_hive, merged
 from tests.preflight.windows_tree import (
@@ -103,6 +104,15 @@ def with_firewall(rule: str) -> dict[str, dict[str, Any]]:
     return {
         FIREWALL + "\\PublicProfile": {"EnableFirewall": 1},
         FIREWALL + "\\FirewallRules": {"RemoteDesktop-UserMode-In-TCP": rule},
+    }
+
+
+def with_port_list(entry: str) -> dict[str, Any]:
+    return {
+        FIREWALL + "\\StandardProfile": {"EnableFirewall": 1},
+        FIREWALL + "\\StandardProfile\\GloballyOpenPorts\\List": {"3389:TCP": entry},
+        FIREWALL + "\\PublicProfile": None,
+        FIREWALL + "\\FirewallRules": None,
     }
 
 
@@ -214,6 +224,20 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         "VMIE-WIN-09 all programs, a range",
         {"VMIE-WIN-26": FAIL},
         {"system": with_firewall("v2.28|Action=Allow|Active=TRUE|Dir=In|Protocol=6|LPort=80,3000-3389|")},
+    ),
+    ("VMIE-WIN-09 before Vista", {"VMIE-WIN-26": FAIL}, {"system": with_port_list("3389:TCP:*:Enabled:RDP")}),
+    (
+        "VMIE-WIN-09 before Vista, closed",
+        {"VMIE-WIN-09": FAIL, "VMIE-WIN-26": FAIL},
+        {"system": with_port_list("3389:TCP:*:Disabled:RDP")},
+    ),
+    (
+        "VMIE-WIN-09 by policy",
+        {"VMIE-WIN-09": FAIL, "VMIE-WIN-26": FAIL},
+        {
+            "software": {POLICIES + "\\WindowsFirewall\\PrivateProfile": {"EnableFirewall": 1}},
+            "system": {FIREWALL + "\\FirewallRules": None},
+        },
     ),
     (
         "VMIE-WIN-09 kept out",
@@ -701,3 +725,17 @@ def test_a_damaged_hive_leaves_its_rules_unknown_and_the_others_decided(tmp_path
     assert found["VMIE-WIN-13"].status.value == UNKNOWN
     assert "disk0p2: /Windows/System32/config/SOFTWARE: offset 0x14: version 0.0" in found["VMIE-WIN-13"].found
     assert found["VMIE-WIN-18"].status.value == PASS
+
+
+def test_every_check_about_windows_has_a_case_that_fails_and_one_that_passes() -> None:
+    ours = {
+        name for name, found in checks().items() if found.function.__module__.rpartition(".")[2].startswith("windows")
+    }
+    failing = {name for _, expected, _ in CASES for name, status in expected.items() if status == FAIL}
+    passing = {name for name, status in base_statuses().items() if status == PASS}
+    passing |= {name for _, expected, _ in CASES for name, status in expected.items() if status == PASS}
+
+    only_states = {"VMIE-WIN-04", "VMIE-WIN-20"}
+    assert ours - failing == only_states
+    assert ours <= passing
+    assert len(ours) > 35
