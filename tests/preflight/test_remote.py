@@ -24,14 +24,14 @@ LIMIT = 30.0
 
 @pytest.fixture(scope="session")
 def large_debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sparse raw disk: a GPT, and an ext4 of 19 GiB with a small Debian and 4,000 other files."""
+    """A sparse raw disk: a GPT, and an ext4 of 19 GiB with a small Debian and 1,000 other files."""
     folder = tmp_path_factory.mktemp("large")
     tree = folder / "tree"
     for name, data in DEBIAN.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes(data.encode() if isinstance(data, str) else data)
     (tree / "boot/initrd.img-6.1.0-18-amd64").write_bytes(b"070701" + os.urandom(4 << 20))
-    for number in range(40):
+    for number in range(10):
         (tree / f"usr/share/doc/{number}").mkdir(parents=True)
         for file in range(100):
             (tree / f"usr/share/doc/{number}/{file}").write_bytes(b"text")
