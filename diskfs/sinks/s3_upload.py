@@ -7,6 +7,7 @@ ListMultipartUploads, PutObject (version 2006-03-01).
 import contextlib
 import secrets
 import threading
+import time
 from typing import Any
 
 from diskfs.errors import SinkError
@@ -18,6 +19,8 @@ from diskfs.sinks.s3_requests import PersistentRequests, UploadCounts
 
 TOKEN = "diskfs-upload"  # noqa: S105 - a name
 """Metadata of an object that says which run has written it: an answer may be lost, and the object be there."""
+ARRIVAL = 1.0
+"""Seconds in which a request that was sent arrives."""
 _CONTENT_TYPE = "application/octet-stream"
 
 
@@ -124,6 +127,9 @@ class S3Upload:
         is_clean = False
         try:
             with self._cleaner.hurried(), contextlib.suppress(SinkError, Refused):
+                if not record.upload_id:
+                    # The request to begin it may have been interrupted, and be on its way still.
+                    time.sleep(ARRIVAL)
                 is_clean = self._cleaner.end(record)
                 if is_clean and self._begun_twice and record.upload_id:
                     is_clean = self._cleaner.end_unknown(record)
@@ -196,8 +202,9 @@ class S3Upload:
         try:
             return self._requests.call("head_object", self._object, doing)
         except Refused as refused:
-            # Whoever may write need not be allowed to list, and is then told 403 of what is not there.
-            if refused.status in {404, 405, 501} or refused.code in DENIED:
+            # Whoever may write need not be allowed to list, and is then told 403 of what is not there. And an answer to
+            # HEAD has no text: 400 may be expired credentials, which the next request will be told in words.
+            if refused.status in {400, 404, 405, 501} or refused.code in DENIED:
                 return None
             raise self._requests.error(refused, doing) from refused
 

@@ -44,6 +44,16 @@ class FaultyProxy:
     def __init__(self, endpoint: str) -> None:
         parts = urlsplit(endpoint)
         self.target = (parts.hostname or "", parts.port or 80)
+        self.released = threading.Event()
+        self.reset()
+        self._lock = threading.Lock()
+        self._server = _Threaded(("127.0.0.1", 0), _Handler)
+        self._server.owner = self
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def reset(self) -> None:
+        """Forget everything, and fail no more."""
+        self.released.set()
         self.log: list[ProxiedRequest] = []
         self.choose: Callable[[str], str | None] = lambda operation: None
         self.denied: Callable[[str], tuple[int, str] | None] = lambda operation: None
@@ -55,10 +65,6 @@ class FaultyProxy:
         self.held = threading.Event()
         self.released = threading.Event()
         self.down = False
-        self._lock = threading.Lock()
-        self._server = _Threaded(("127.0.0.1", 0), _Handler)
-        self._server.owner = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

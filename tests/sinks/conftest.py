@@ -26,9 +26,17 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     return 5 << 20
 
 
-@pytest.fixture
-def proxy(aws: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy to the S3 server, which this process's environment leads to."""
-    with FaultyProxy(aws.endpoint) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found.endpoint)
+@pytest.fixture(scope="session")
+def shared_proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    """A proxy to the S3 server, for the whole run: clients for it are made once."""
+    with FaultyProxy(s3_server.endpoint) as found:
         yield found
+
+
+@pytest.fixture
+def proxy(aws: S3Server, shared_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The proxy, which this process's environment leads to."""
+    shared_proxy.reset()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", shared_proxy.endpoint)
+    yield shared_proxy
+    shared_proxy.reset()

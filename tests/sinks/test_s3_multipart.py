@@ -227,8 +227,19 @@ def test_the_own_source_is_not_replaced(raw: Path, aws: S3Server) -> None:
         assert "X-Amz" not in str(caught.value)
 
 
-@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "PutObject"])
-@pytest.mark.parametrize("fault", ["lost", "500-after", "reset"])
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [
+        ("CreateMultipartUpload", "lost"),
+        ("CreateMultipartUpload", "cut-answer"),
+        ("UploadPart", "500-after"),
+        ("UploadPart", "cut"),
+        ("CompleteMultipartUpload", "lost"),
+        ("CompleteMultipartUpload", "cut-answer"),
+        ("PutObject", "lost"),
+        ("PutObject", "500-after"),
+    ],
+)
 def test_a_lost_answer_makes_neither_two_objects_nor_an_error(
     *,
     operation: str,
@@ -309,7 +320,7 @@ def test_a_network_that_pauses_is_no_error(proxy: FaultyProxy, aws: S3Server) ->
         ("PutObject", 507, "InsufficientStorage", OutOfSpace, "the server has no room"),
         ("PutObject", 409, "ConditionalRequestConflict", SinkError, "somebody else wrote"),
         ("PutObject", 301, "PermanentRedirect", SinkError, "another region; use --region|cannot"),
-        ("PutObject", 400, "ExpiredToken", SinkError, "have expired"),
+        ("any", 400, "ExpiredToken", SinkError, "have expired"),
         ("PutObject", 403, "InvalidAccessKeyId", SinkError, "not accepted"),
         ("PutObject", 500, "InternalError", SinkError, "500 InternalError; given up after 2 s"),
         ("PutObject", 418, "Teapot", SinkError, "the server answered 418 Teapot"),
@@ -324,9 +335,9 @@ def test_what_the_server_refuses_is_said_in_one_line(
     proxy: FaultyProxy, aws: S3Server, small_parts: int,
 ) -> None:  # fmt: skip
     key = f"refused-{operation}-{code}"
-    proxy.denied = lambda found: (status, code) if found == operation else None
+    proxy.denied = lambda found: (status, code) if operation in {found, "any"} else None
     target = sink(f"s3://images/{key}")
-    content = bytes(MIB) if operation == "PutObject" else b"1" * 6 * MIB
+    content = bytes(MIB) if operation in {"PutObject", "any"} else b"1" * 6 * MIB
     with pytest.raises(error, match=message) as caught:
         publish(target, content)
     target.abort()
