@@ -23,7 +23,7 @@ from diskfs.guest.volumes import Volumes, volumes
 from tests.guest import file_systems as make
 from tests.helpers import ROOT
 
-RUNS = 12
+RUNS = 8
 
 
 @contextlib.contextmanager

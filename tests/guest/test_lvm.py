@@ -44,7 +44,7 @@ def physical_volume(
     *,
     at: int = 512,
     area: int = 1 * MIB - 4096,
-    size: int = 64 * MIB,
+    size: int = 24 * MIB,
     checksum: int | None = None,
     length: int | None = None,
 ) -> bytes:
