@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from diskfs.clients import READ_TIMEOUT
 from diskfs.convert.compare import first_difference
 from diskfs.convert.copy import Copied, copy_disk
 from diskfs.errors import SinkError
@@ -191,6 +190,7 @@ class Sinks:
 
 def _open_object(target: str, job: Job) -> "S3Sink":
     # Loaded here: boto3 takes a quarter of a second, and a file needs none of it.
+    from diskfs.clients import READ_TIMEOUT  # noqa: PLC0415
     from diskfs.sinks.s3_multipart import S3Sink, target_place  # noqa: PLC0415
     from diskfs.sources.remote_source import names_object  # noqa: PLC0415
     from diskfs.sources.s3 import way_of  # noqa: PLC0415
