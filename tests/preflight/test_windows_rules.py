@@ -669,6 +669,15 @@ def test_one_change_concerns_just_these_rules(expected: dict[str, str], change: 
             ),
         ),
         (
+            "VMIE-WIN-19",
+            {"software": USED_SYSTEM, "system": service("Amazon EC2Launch", 2)},
+            'SOFTWARE\\Microsoft\\Windows\\CurrentVersion\\Setup\\State: ImageState is "IMAGE_STATE_COMPLETE"',
+            (
+                "%WINDIR%\\System32\\Sysprep\\sysprep.exe /oobe /generalize /shutdown, or run it after the import with "
+                "EC2Launch, which is installed"
+            ),
+        ),
+        (
             "VMIE-WIN-25",
             started("Dhcp", 4),
             "SYSTEM\\ControlSet001\\Services\\Dhcp: Start is 4 (disabled)",

@@ -30,6 +30,8 @@ FIPS = r"CurrentControlSet\Control\Lsa\FipsAlgorithmPolicy"
 CODE_INTEGRITY = "/System32/CodeIntegrity/SiPolicy.p7b"
 PREVIEW = re.compile(r"(?i)insider|preview|beta|fbl_|prerelease|winmain_|(?<![a-z])rc[0-9]")
 ARCHITECTURES = {"x86": "x86", "x64": "amd64", "arm64": "arm64"}
+FIRST_EC2LAUNCH = 14393
+"""The build of Windows Server 2016."""
 SYSPREP_COMMAND = "%WINDIR%\\System32\\Sysprep\\sysprep.exe /oobe /generalize /shutdown"
 
 
@@ -108,7 +110,9 @@ def daylight_hotfix(facts: Facts) -> Iterator[Outcome]:
 
 @check("VMIE-WIN-19")
 def sysprep_has_run(facts: Facts) -> Iterator[Outcome]:
-    """ImageState of a server says that Sysprep has generalized it. It may be run after the import as well."""
+    """ImageState of a server says that Sysprep has generalized it. It may be run after the import as well: with
+    EC2Launch on Windows Server 2016 and later, with EC2Config before.
+    """
     windows = windows_of(facts)
     if not windows.version.is_server:
         yield not_applicable("it is a client")
@@ -117,7 +121,12 @@ def sysprep_has_run(facts: Facts) -> Iterator[Outcome]:
     else:
         tag = windows.servicing.sysprep_tag
         used = f"; {tag} is of an earlier run" if tag else ""
-        yield failed(f"{windows.servicing.image_state}{used}", f"{SYSPREP_COMMAND}, or run it after the import")
+        agent = "EC2Launch" if windows.version.build >= FIRST_EC2LAUNCH else "EC2Config"
+        installed = "is installed" if windows.services.ec2_agent(agent) is not None else "is not installed yet"
+        yield failed(
+            f"{windows.servicing.image_state}{used}",
+            f"{SYSPREP_COMMAND}, or run it after the import with {agent}, which {installed}",
+        )
 
 
 @check("VMIE-WIN-20")

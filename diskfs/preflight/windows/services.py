@@ -33,6 +33,8 @@ VMWARE_TOOLS = r"VMware, Inc.\VMware Tools"
 """The key of VMware Tools in the SOFTWARE hive."""
 CONVERTER_SERVICES = ("vmware-converter-agent", "vmware-converter-worker", "vmware-ufad-p2v")
 NITRO_DRIVERS = {"ena": ("ena",), "NVMe": ("AWSNVMe", "stornvme")}
+EC2_AGENTS = {"EC2Launch": ("Amazon EC2Launch", "AmazonEC2Launch"), "EC2Config": ("Ec2Config",)}
+"""The services of the programs that run Sysprep in EC2: EC2Launch v2, and EC2Config up to Windows Server 2012 R2."""
 ANTI_VIRUS_GROUP = "FSFilter Anti-Virus"
 
 
@@ -75,6 +77,10 @@ class Services:
     def where(self, name: str) -> str:
         """Return where a service would be."""
         return self._registry.where(SYSTEM, rf"{SERVICES}\{name}")
+
+    def ec2_agent(self, name: str) -> Service | None:
+        """Return the service of `EC2Launch` or `EC2Config`, None if it is not installed."""
+        return next((found for key in EC2_AGENTS[name] if (found := self.get(key)) is not None), None)
 
     @functools.cached_property
     def security_software(self) -> tuple[Service, ...]:
