@@ -366,11 +366,22 @@ BIOS_CASES: dict[str, tuple[Change, dict[str, str]]] = {
     ),
     "LUKS": (_more(Volume("disk0p2", 0, 2, 32 << 20, 1 << 20, "crypto_LUKS")), {"VMIE-GEN-03": "fail"}),
     "incomplete volume group": (
-        _more(Volume("disk0p2", 0, 2, 32 << 20, 1 << 20, "LVM2_member", None, "vg0 lacks a physical volume")),
-        {"VMIE-FS-05": "fail"},
+        _both(
+            _more(Volume("disk0p2", 0, 2, 32 << 20, 1 << 20, "LVM2_member")),
+            _more(
+                Volume(
+                    "disk0p2:vg0/data", 0, 2, 0, 1 << 20, None, None, "its physical volume pv1 is not on these disks"
+                )
+            ),
+        ),
+        {"VMIE-FS-05": "fail", "VMIE-FS-01": "unknown"},
     ),
     "complete volume group": (
-        _more(Volume("disk0p2:vg0/data", 0, 2, 33 << 20, 1 << 20, "swap")), {"VMIE-FS-05": "pass"}
+        _both(
+            _more(Volume("disk0p2", 0, 2, 32 << 20, 1 << 20, "LVM2_member")),
+            _more(Volume("disk0p2:vg0/data", 0, 2, 33 << 20, 1 << 20, "swap")),
+        ),
+        {"VMIE-FS-05": "pass"},
     ),
     # Boot
     "no boot code": (
