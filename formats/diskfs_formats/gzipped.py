@@ -96,6 +96,11 @@ class GzipSource:
         self._blocks = UnitCache(CACHE_SIZE)
 
     @property
+    def below(self) -> tuple[ByteSource, ...]:
+        """The compressed file."""
+        return (self._source,)
+
+    @property
     def name(self) -> str:
         return self._name
 

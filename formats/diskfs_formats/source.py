@@ -120,6 +120,11 @@ class SourceSlice:
         self._ready = source.read_if_ready if isinstance(source, ReadyReader) else None
 
     @property
+    def below(self) -> tuple[ByteSource, ...]:
+        """The source that this is a window over."""
+        return (self._source,)
+
+    @property
     def name(self) -> str:
         return self._name
 
@@ -164,6 +169,11 @@ class ConcatenatedSource:
         for piece in self._pieces:
             self._starts.append(self._size)
             self._size += piece.size
+
+    @property
+    def below(self) -> tuple[ByteSource, ...]:
+        """The pieces, empty ones included."""
+        return self._owned
 
     @property
     def name(self) -> str:

@@ -231,9 +231,6 @@ class SimulatedFile:
         self.storage.watch("size", self.node)
         return len(self.node.seen)
 
-    def allocated(self) -> int:
-        return len(self.node.seen)
-
     def sync(self) -> None:
         node = self.node
         try:

@@ -101,10 +101,6 @@ class DataFile:
         for file in self._files:
             file.sync()
 
-    def allocated(self) -> int:
-        """Return how many bytes the files take; raises OSError."""
-        return sum(file.allocated() for file in self._files)
-
     def close(self) -> None:
         for file in self._files:
             file.close()

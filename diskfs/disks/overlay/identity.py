@@ -129,6 +129,15 @@ def _numbers(disks: tuple[DiskIdentity, ...]) -> str:
     return ", ".join(str(disk.index) for disk in disks) or "none"
 
 
+def _files(source: ByteSource) -> Iterator[FileIdentity]:
+    """Yield the files or objects that a source is made of."""
+    file = _file(source)
+    if file is not None:
+        yield file
+    for part in getattr(source, "below", ()):
+        yield from _files(part)
+
+
 def _file(source: ByteSource) -> FileIdentity | None:
     """Return the identity of a file or object; None for a source that is part of another."""
     if isinstance(source, FileSource):
@@ -150,9 +159,9 @@ def _disk(disk: OpenedDisk, main: FileIdentity) -> DiskIdentity:
     files: dict[FileIdentity, None] = {}
     for image in _chain(disk.image):
         for source in image.sources if isinstance(image, MappedImage) else ():
-            file = _file(source)
-            if file is not None and file != main and len(files) < MAX_FILES:
-                files[file] = None
+            for file in _files(source):
+                if file != main and len(files) < MAX_FILES:
+                    files[file] = None
     return DiskIdentity(
         disk.index,
         disk.id,

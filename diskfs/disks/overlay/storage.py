@@ -60,10 +60,6 @@ class StoredFile(Protocol):
         """Return the size in bytes."""
         ...
 
-    def allocated(self) -> int:
-        """Return how many bytes the file takes on its disk."""
-        ...
-
     def sync(self) -> None:
         """Return when the content survives a power loss."""
         ...
@@ -197,9 +193,6 @@ class LocalFile:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
-
-    def allocated(self) -> int:
-        return os.fstat(self._fd).st_blocks * 512
 
     def sync(self) -> None:
         os.fdatasync(self._fd)
