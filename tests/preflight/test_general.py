@@ -1,4 +1,4 @@
-"""VMIE-GEN, VMIE-LIC and their like over whole guests: a small Debian in a folder, and the Windows of `windows_tree`."""
+"""VMIE-GEN, VMIE-LIC and their like over whole guests: a small Debian in a folder, and a Windows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,10 @@ DEBIAN: Mapping[str, str | bytes] = {
 }
 
 
-def debian(folder: Path, rule: str, operation: str = "import-image", *, request: Any = None, **files: Any) -> Result:
+def debian(
+    folder: Path, rule: str, operation: str = "import-image", *, request: Any = None, kind: str = "ext4",
+    state: frozenset[str] = frozenset(), **files: Any,
+) -> Result:  # fmt: skip
     """Run a rule over the Debian; `files` change it, `__` standing for `/`, None deleting."""
     root = folder / "root"
     content: dict[str, str | bytes | None] = {
@@ -48,7 +51,7 @@ def debian(folder: Path, rule: str, operation: str = "import-image", *, request:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data.encode() if isinstance(data, str) else data)
     image = disk(folder / "disk.raw", "label: dos\ntype=83,bootable\n")
-    guest = Volume("disk0p1", 0, 1, MIB, 63 * MIB, "ext4", FolderFiles(root))
+    guest = Volume("disk0p1", 0, 1, MIB, 63 * MIB, kind, FolderFiles(root, kind=kind, state=state))
     return result_of(image, rule, operation, volumes=[guest], **(request or {}))
 
 
@@ -58,7 +61,7 @@ def check(found: Result, status: str, text: str = "", severity: str | None = Non
 
 
 @pytest.mark.parametrize(
-    ("rule", "files", "status", "text", "severity"),
+    "case",
     [
         ("VMIE-GEN-01", {}, "pass", "", None),
         ("VMIE-GEN-01", {"etc__vmware-converter__x": ""}, "fail", "/etc/vmware-converter", "warning"),
@@ -97,8 +100,11 @@ def check(found: Result, status: str, text: str = "", severity: str | None = Non
         ("VMIE-LIC-09", {}, "pass", "BYOL", None),
         ("VMIE-FS-03", {}, "not-applicable", "", None),
     ],
+    ids=lambda case: f"{case[0]} {case[2]}",
 )  # fmt: skip
-def test_debian(tmp_path: Path, rule: str, files: dict[str, Any], status: str, text: str, severity: str | None) -> None:
+def test_debian(tmp_path: Path, case: tuple[str, dict[str, Any], str, str, str | None]) -> None:
+    """Each case: rule, changes of the Debian, status, part of what is found, severity."""
+    rule, files, status, text, severity = case
     check(debian(tmp_path, rule, **files), status, text, severity)
 
 
@@ -115,6 +121,11 @@ def test_debian(tmp_path: Path, rule: str, files: dict[str, Any], status: str, t
 )  # fmt: skip
 def test_requests_for_debian(tmp_path: Path, rule: str, request_: dict[str, Any], status: str) -> None:
     check(debian(tmp_path, rule, request=request_), status)
+
+
+@pytest.mark.parametrize(("state", "status"), [(frozenset[str](), "pass"), (frozenset({"subvolumes"}), "fail")])
+def test_subvolumes_that_nothing_names(tmp_path: Path, state: frozenset[str], status: str) -> None:
+    check(debian(tmp_path, "VMIE-FS-03", kind="btrfs", state=state), status, "disk0p1" if status == "fail" else "")
 
 
 def test_sql_server_on_linux(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -64,7 +63,5 @@ def check(*rule_ids: str, any_guest: bool = False) -> Callable[[CheckFunction], 
 def checks() -> Mapping[str, Check]:
     """Return the check of every rule that has one, by the rule's id."""
     for name in MODULES:
-        module = f"{__package__}.{name}"
-        if find_spec(module) is not None:
-            import_module(module)
+        import_module(f"{__package__}.{name}")
     return MappingProxyType(_CHECKS)
