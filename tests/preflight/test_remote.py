@@ -67,6 +67,7 @@ def test_a_large_disk_in_s3_is_judged_from_a_few_megabytes(large_debian: Path) -
     print(f"{requests} requests, {fetched} bytes of {SIZE} ({fetched / SIZE:.4%}), {seconds:.1f} s")
     assert document["facts"]["os"] == "Debian GNU/Linux 12"  # type: ignore[index]  # the document's schema
     assert document["facts"]["kernel"] == "6.1.0-18-amd64"  # type: ignore[index]
+    assert "UserBucket={S3Bucket=images,S3Key=debian.raw}" in str(document["command"])
     assert fetched < SIZE // 100
     assert sent < SIZE // 100
     assert seconds < LIMIT
