@@ -99,12 +99,12 @@ class ReadingChild:
         return self._process.pid if self._process else None
 
     def _start(self) -> None:
-        if self._process is not None:
-            return
         if self._time_left <= 0:
             raise GuestError(
                 f"the {self._time_limit:g} s that may be spent on reading the file systems of one source are used up"
             )
+        if self._process is not None:
+            return
         ours, theirs = socket.socketpair()
         # The same modules as here, however they were found.
         roots = [str(Path(package.__path__[0]).resolve().parent) for package in (diskfs, diskfs_formats)]
