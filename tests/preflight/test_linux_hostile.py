@@ -10,11 +10,10 @@ import pytest
 
 from diskfs.preflight.boot.boot_code import identify_boot_code
 from diskfs.preflight.boot.efi import pe_machine
-from diskfs.preflight.boot.grub_files import is_stub
 from diskfs.preflight.linux.elf import parse_elf
 from diskfs.preflight.linux.firewall import judge_iptables, judge_nftables
 from diskfs.preflight.linux.fstab import parse_fstab
-from diskfs.preflight.linux.grub_config import run_config, select_default
+from diskfs.preflight.linux.grub_config import is_stub, run_config, select_default
 from diskfs.preflight.linux.grub_legacy import parse_legacy, select_legacy
 from diskfs.preflight.linux.grubenv import parse_bls, parse_grubenv
 from diskfs.preflight.linux.initramfs import read_initramfs

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from diskfs.guest.files import Volume
+from diskfs.guest.folder_files import FolderFiles
 from diskfs.preflight.request import Request
 from diskfs.preflight.rules.outcome import Status
 from tests.preflight.linux_guest import (
@@ -207,6 +208,25 @@ def _rhel6(release: str) -> Change:
     )
 
 
+def _separate_boot(guest: LinuxGuest) -> None:
+    """Move /boot to a file system of its own, where GRUB's paths begin at its root."""
+    boot = guest.root.parent / "boot"
+    (guest.root / "boot").rename(boot)
+    (guest.root / "boot").mkdir()
+    config = boot / "grub/grub.cfg"
+    config.write_text(config.read_text().replace("/boot/vmlinuz", "/vmlinuz").replace("/boot/initrd", "/initrd"))
+    files = FolderFiles(boot, uuid="0b0b0b0b-0000-4000-8000-000000000000", volume="disk0p2")
+    guest.more.append(Volume("disk0p2", 0, 2, 32 << 20, 1 << 20, "ext4", files))
+    _fstab("UUID=0b0b0b0b-0000-4000-8000-000000000000 /boot ext4 defaults 0 2")(guest)
+
+
+def _full_boot(guest: LinuxGuest) -> None:
+    _separate_boot(guest)
+    (volume,) = guest.more
+    assert isinstance(volume.files, FolderFiles)
+    volume.files.free = (64 << 20) - 1
+
+
 SWAP = Volume("disk0p5", 0, 5, 50 << 20, 1 << 20, "swap")
 
 BIOS_CASES: dict[str, tuple[Change, dict[str, str]]] = {
@@ -384,6 +404,8 @@ BIOS_CASES: dict[str, tuple[Change, dict[str, str]]] = {
         {"VMIE-FS-05": "pass"},
     ),
     # Boot
+    "separate /boot": (_separate_boot, {}),
+    "separate /boot, full": (_full_boot, {"VMIE-LIN-03": "fail"}),
     "no boot code": (
         _wipe(0, 440), {"VMIE-BOOT-11": "fail", "VMIE-GEN-05": "unknown"}
     ),
@@ -466,6 +488,20 @@ UEFI_CASES: dict[str, tuple[Change, dict[str, str]]] = {
     ),
     "a whole grub.cfg on the ESP": (
         _esp_write("EFI/debian/grub.cfg", lambda: CONFIG.read_bytes()[:-1]), {"VMIE-BOOT-08": "fail"}
+    ),
+    "the whole grub.cfg on the ESP alone": (
+        _both(_remove(GRUB_CFG), _esp_write("EFI/debian/grub.cfg", CONFIG.read_bytes)), {}
+    ),
+    "a default kernel that only the grub.cfg on the ESP has": (
+        _both(
+            _esp_write("EFI/debian/grub.cfg", lambda: CONFIG.read_bytes().replace(b"6.1.0-50", b"6.6.0-50")),
+            _write("/boot/vmlinuz-6.6.0-50-amd64", kernel_image("6.6.0-50-amd64")),
+            _write("/boot/initrd.img-6.6.0-50-amd64", initramfs),
+        ),
+        {
+            "VMIE-BOOT-08": "fail", "VMIE-OS-03": "fail", "VMIE-LIN-02": "fail", "VMIE-LIN-04": "fail",
+            "VMIE-LIN-05": "fail", "VMIE-GEN-14": "fail",
+        },
     ),
     "asked for BIOS": (
         _set(request=Request(boot_mode="legacy-bios")), {"VMIE-BOOT-11": "fail", "VMIE-GEN-05": "unknown"}

@@ -2,13 +2,12 @@
 
 import hashlib
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diskfs.guest.errors import GuestError
 from diskfs.guest.files import FileKind, GuestFiles, Volume
-from diskfs.preflight.linux.text import content_lines, decode
+from diskfs.preflight.linux.grub_config import is_stub
 
 NAMES = ("grub.cfg", "grub.conf", "menu.lst")
 START_FOLDERS = ("/boot", "/grub", "/grub2", "/EFI", "/efi", "/etc")
@@ -19,10 +18,6 @@ MAX_FOLDERS = 200
 MAX_FILES = 32
 """Configurations of one file system that are compared."""
 MAX_SIZE = 4 << 20
-STUB_SIZE = 2048
-_STUB_COMMANDS = re.compile(
-    r"(?:search|set|configfile|normal|insmod|export|if|then|elif|else|fi|echo|\[|source|regexp|probe|exit)\b|\[|[a-z_]+="
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +52,6 @@ def find_grub_files(volumes: Sequence[Volume]) -> list[GrubFile]:
         except GuestError:
             continue
     return found
-
-
-def is_stub(data: bytes) -> bool:
-    """Tell whether a configuration does no more than to find and start another one."""
-    if len(data) > STUB_SIZE:
-        return False
-    lines = [line for _, line in content_lines(decode(data))]
-    return any(line.split()[0] in {"configfile", "source"} for line in lines) and all(
-        _STUB_COMMANDS.match(line) for line in lines
-    )
 
 
 def _paths(files: GuestFiles) -> Iterator[str]:

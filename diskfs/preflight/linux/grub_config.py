@@ -4,10 +4,12 @@ The script is run with every command that does not bear on that left out. Condit
 as GRUB would on this disk; a command that is not known succeeds. Steps are bounded.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from diskfs.preflight.linux.grub_script import Command, If, Loop, Statement, Word, parse_script
+from diskfs.preflight.linux.text import content_lines, decode
 
 MAX_STEPS = 20_000
 MAX_CALLS = 20
@@ -15,6 +17,11 @@ MAX_SOURCED = 8
 MAX_ENTRIES = 2_000
 MAX_VALUE = 16 << 10
 """Characters of a variable: kernel options are at most 4,096."""
+
+STUB_SIZE = 2048
+_STUB_COMMANDS = re.compile(
+    r"(?:search|set|configfile|normal|insmod|export|if|then|elif|else|fi|echo|\[|source|regexp|probe|exit)\b|\[|[a-z_]+="
+)
 
 LINUX_COMMANDS = frozenset({"linux", "linux16", "linuxefi", "linux32"})
 MODULE_COMMANDS = frozenset({"module", "module2"})
@@ -411,6 +418,16 @@ def _compare(left: str, operator: str, right: str) -> bool:
     return {
         "-eq": one == two, "-ne": one != two, "-lt": one < two, "-gt": one > two, "-le": one <= two, "-ge": one >= two,
     }[operator]  # fmt: skip
+
+
+def is_stub(data: bytes) -> bool:
+    """Tell whether a configuration does no more than to find and start another one."""
+    if len(data) > STUB_SIZE:
+        return False
+    lines = [line for _, line in content_lines(decode(data))]
+    return any(line.split()[0] in {"configfile", "source"} for line in lines) and all(
+        _STUB_COMMANDS.match(line) for line in lines
+    )
 
 
 def device_free(path: str) -> str:

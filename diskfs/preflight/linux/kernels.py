@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from diskfs.preflight.linux.grub_config import GrubMenu, MenuEntry, run_config, select_default
+from diskfs.preflight.linux.grub_config import GrubMenu, MenuEntry, is_stub, run_config, select_default
 from diskfs.preflight.linux.grub_legacy import LegacyMenu, parse_legacy, select_legacy
 from diskfs.preflight.linux.grubenv import (
     MAX_GRUBENV,
@@ -99,7 +99,9 @@ def read_grub(tree: GuestTree, *, platform: str = "pc") -> GrubSetup | None:
     """Find and run the configuration of GRUB 2, or read that of GRUB Legacy; None if there is neither."""
     candidates = [path for path in GRUB2_CONFIGS if tree.is_file(path)]
     efi = efi_configs(tree)
-    for path in candidates or efi:
+    # Red Hat kept the whole configuration on the EFI system partition; Debian has one there that leads to /boot.
+    whole = [path for path in efi if platform == "efi" and not is_stub(tree.read(path, MAX_SCRIPT))]
+    for path in whole or candidates or efi:
         return _run(tree, path, platform)
     for path in LEGACY_CONFIGS:
         text = tree.text(path)
