@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.fuse]
 @pytest.mark.parametrize(
     ("script", "amount", "found"),
     [
-        ("soak-overlay-mount", ("--runs", "1500"), "1500 operations"),
+        ("soak-overlay-mount", ("--runs", "500"), "500 operations"),
         ("soak-overlay-kill", ("--kills", "10"), "10 kills"),
     ],
     ids=["random operations", "kills"],

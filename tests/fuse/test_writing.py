@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,22 @@ def make_stream(folder: Path) -> tuple[Path, Path]:
     raw, vmdk = make_disk(folder), folder / "disk.vmdk"
     run("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, vmdk)
     return raw, vmdk
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A mounted overlay that several tests write to, each of which keeps `expected` up to date."""
+
+    mnt: Path
+    expected: bytearray
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("shared")
+    raw, vmdk = make_stream(folder)
+    with mounted(vmdk, folder / "mnt", "--overlay", folder / "overlay") as mnt:
+        yield Shared(mnt, bytearray(raw.read_bytes()))
 
 
 @contextlib.contextmanager
@@ -91,8 +108,8 @@ def test_files_of_one_disk_show_the_same_bytes_at_once(tmp_path: Path) -> None:
         assert (mnt / "disk0.raw").read_bytes() == expected
 
 
-def test_a_reader_never_sees_less_than_what_was_acknowledged_before_he_asked(tmp_path: Path) -> None:
-    _, vmdk = make_stream(tmp_path)
+def test_a_reader_never_sees_less_than_what_was_acknowledged_before_he_asked(shared: Shared) -> None:
+    mnt, expected = shared.mnt, shared.expected
     places = [P1 + number * 37_000 for number in range(16)]
     acknowledged = dict.fromkeys(places, 0)
     seen_late: list[tuple[int, int, int]] = []
@@ -117,86 +134,82 @@ def test_a_reader_never_sees_less_than_what_was_acknowledged_before_he_asked(tmp
                     if found < least:
                         seen_late.append((place, least, found))
 
-    with mounted(vmdk, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
-        with opened(mnt / "disk0.raw") as descriptor:
-            for place in places:
-                os.pwrite(descriptor, bytes(8), place)
-        files = (("disk0.raw", 0), ("disk0p1.raw", P1))
-        readers = [threading.Thread(target=read, args=(mnt, *file)) for file in files]
-        writers = [
-            threading.Thread(target=write, args=(mnt, *file, places[number::2])) for number, file in enumerate(files)
-        ]
-        for thread in (*readers, *writers):
-            thread.start()
-        for thread in writers:
-            thread.join()
-        done.set()
-        for thread in readers:
-            thread.join()
+    with opened(mnt / "disk0.raw") as descriptor:
+        for place in places:
+            os.pwrite(descriptor, bytes(8), place)
+    files = (("disk0.raw", 0), ("disk0p1.raw", P1))
+    readers = [threading.Thread(target=read, args=(mnt, *file)) for file in files]
+    writers = [
+        threading.Thread(target=write, args=(mnt, *file, places[number::2])) for number, file in enumerate(files)
+    ]
+    for thread in (*readers, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in readers:
+        thread.join()
     assert not seen_late
+    for place in places:
+        expected[place : place + 8] = (59).to_bytes(8, "little")
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR], ids=["through the page cache", "past it"])
-def test_a_stream_that_is_read_ahead_shows_what_is_written_before_it(tmp_path: Path, flags: int) -> None:
-    raw, vmdk = make_stream(tmp_path)
-    expected = bytearray(raw.read_bytes())
-    with mounted(vmdk, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
-        step = 256 << 10
-        with opened(mnt / "disk0.raw", flags) as reader, opened(mnt / "disk0p2.raw") as writer:
-            for offset in range(0, SIZE, step):
-                assert os.pread(reader, step, offset) == expected[offset : offset + step]
-                # The next piece is being decoded by now: change its first and last byte, through another file.
-                for place in (offset + step, offset + 2 * step - 1):
-                    if P2 <= place < P2 + 14 * MIB:
-                        os.pwrite(writer, b"\xa5", place - P2)
-                        expected[place] = 0xA5
+def test_a_stream_that_is_read_ahead_shows_what_is_written_before_it(shared: Shared, flags: int) -> None:
+    mnt, expected = shared.mnt, shared.expected
+    step, byte = 256 << 10, 0xA5 ^ flags
+    with opened(mnt / "disk0.raw", flags) as reader, opened(mnt / "disk0p2.raw") as writer:
+        for offset in range(0, SIZE, step):
+            assert os.pread(reader, step, offset) == expected[offset : offset + step]
+            # The next piece is being decoded by now: change its first and last byte, through another file.
+            for place in (offset + step, offset + 2 * step - 1):
+                if P2 <= place < P2 + 14 * MIB:
+                    os.pwrite(writer, bytes([byte]), place - P2)
+                    expected[place] = byte
 
 
-def test_parallel_writers_of_parts_of_the_same_blocks_lose_nothing(tmp_path: Path) -> None:
-    raw, vmdk = make_stream(tmp_path)
-    expected = bytearray(raw.read_bytes())
+def test_parallel_writers_of_parts_of_the_same_blocks_lose_nothing(shared: Shared) -> None:
+    mnt, expected = shared.mnt, shared.expected
     writers, stride, rounds = 4, 700, 200
-    with mounted(vmdk, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
 
-        def write(number: int) -> None:
-            # Each has a file and a handle of its own; neighbours write into the same blocks and sectors.
-            name, base = (("disk0.raw", P1), ("disk0p1.raw", 0))[number % 2]
-            with opened(mnt / name) as descriptor:
-                for turn in range(rounds):
-                    place = (turn * writers + number) * stride
-                    os.pwrite(descriptor, bytes([number + 1]) * stride, base + place)
+    def write(number: int) -> None:
+        # Each has a file and a handle of its own; neighbours write into the same blocks and sectors.
+        name, base = (("disk0.raw", P1), ("disk0p1.raw", 0))[number % 2]
+        with opened(mnt / name) as descriptor:
+            for turn in range(rounds):
+                place = (turn * writers + number) * stride
+                os.pwrite(descriptor, bytes([number + 1]) * stride, base + place)
 
-        threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for turn in range(rounds * writers):
-            place = P1 + turn * stride
-            expected[place : place + stride] = bytes([turn % writers + 1]) * stride
-        assert (mnt / "disk0.raw").read_bytes() == expected
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for turn in range(rounds * writers):
+        place = P1 + turn * stride
+        expected[place : place + stride] = bytes([turn % writers + 1]) * stride
+    assert (mnt / "disk0.raw").read_bytes() == expected
 
 
-def test_a_file_has_the_size_of_a_device_whatever_is_asked_of_it(tmp_path: Path) -> None:
-    raw = make_disk(tmp_path)
-    expected = raw.read_bytes()
-    with mounted(raw, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
-        path = mnt / "disk0.raw"
-        with opened(path, os.O_RDWR | os.O_TRUNC) as descriptor:
-            os.ftruncate(descriptor, SIZE)
-            for size in (0, SIZE - 512, SIZE + 512):
-                assert errno_from(functools.partial(os.ftruncate, descriptor, size)) == errno.EINVAL
-            assert errno_from(lambda: os.pwrite(descriptor, b"x", SIZE)) == errno.ENOSPC
-            assert os.pwrite(descriptor, b"xyz", SIZE - 2) == 2
-            assert os.fstat(descriptor).st_size == SIZE
-        with opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
-            assert errno_from(lambda: os.write(descriptor, b"x")) == errno.ENOSPC
-        assert path.read_bytes() == expected[:-2] + b"xy"
-        assert errno_from(lambda: os.chmod(path, 0o777)) == errno.EPERM
-        assert errno_from(lambda: os.open(mnt / "disk0.json", os.O_RDWR)) == errno.EROFS
-        assert errno_from(lambda: os.unlink(path)) == errno.EROFS
-        assert path.stat().st_mtime_ns > raw.stat().st_mtime_ns
-        assert not path.stat().st_mode & 0o022
+def test_a_file_has_the_size_of_a_device_whatever_is_asked_of_it(shared: Shared) -> None:
+    mnt, expected = shared.mnt, shared.expected
+    path = mnt / "disk0.raw"
+    with opened(path, os.O_RDWR | os.O_TRUNC) as descriptor:
+        os.ftruncate(descriptor, SIZE)
+        for size in (0, SIZE - 512, SIZE + 512):
+            assert errno_from(functools.partial(os.ftruncate, descriptor, size)) == errno.EINVAL
+        assert errno_from(lambda: os.pwrite(descriptor, b"x", SIZE)) == errno.ENOSPC
+        assert os.pwrite(descriptor, b"xyz", SIZE - 2) == 2
+        assert os.fstat(descriptor).st_size == SIZE
+    with opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        assert errno_from(lambda: os.write(descriptor, b"x")) == errno.ENOSPC
+    expected[-2:] = b"xy"
+    assert path.read_bytes() == expected
+    assert errno_from(lambda: os.chmod(path, 0o777)) == errno.EPERM
+    assert errno_from(lambda: os.open(mnt / "disk0.json", os.O_RDWR)) == errno.EROFS
+    assert errno_from(lambda: os.unlink(path)) == errno.EROFS
+    assert path.stat().st_mtime > (mnt / "source" / "disk.vmdk").stat().st_mtime
+    assert not path.stat().st_mode & 0o022
 
 
 def errno_from(call: Callable[[], object]) -> int:
@@ -208,40 +221,44 @@ def errno_from(call: Callable[[], object]) -> int:
     return 0
 
 
-def test_o_direct_and_private_mappings_work_and_shared_ones_are_refused(tmp_path: Path) -> None:
-    raw = make_disk(tmp_path)
-    with mounted(raw, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
-        with opened(mnt / "disk0.raw", os.O_RDWR | os.O_DIRECT) as direct, opened(mnt / "disk0p1.raw") as part:
-            buffer = mmap.mmap(-1, 8192)
-            buffer.write(b"d" * 8192)
-            assert os.pwritev(direct, [buffer], P1) == 8192
-            assert os.pread(part, 8192, 0) == b"d" * 8192
-            with mmap.mmap(part, 8192, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as view:
+def test_o_direct_and_private_mappings_work_and_shared_ones_are_refused(shared: Shared) -> None:
+    mnt, expected = shared.mnt, shared.expected
+    with opened(mnt / "disk0.raw", os.O_RDWR | os.O_DIRECT) as direct, opened(mnt / "disk0p1.raw") as part:
+        buffer = mmap.mmap(-1, 8192)
+        buffer.write(b"d" * 8192)
+        assert os.pwritev(direct, [buffer], P1) == 8192
+        assert os.pread(part, 8192, 0) == b"d" * 8192
+        with mmap.mmap(part, 8192, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as view:
+            assert view[:] == b"d" * 8192
+        # The kernel would keep pages of it, and another file of the same disk others.
+        assert errno_from(lambda: mmap.mmap(part, 8192, flags=mmap.MAP_SHARED)) == errno.ENODEV
+        with opened(mnt / "disk0p1.raw", os.O_RDONLY) as reading:
+            with mmap.mmap(reading, 8192, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as view:
                 assert view[:] == b"d" * 8192
-            # The kernel would keep pages of it, and another file of the same disk others.
-            assert errno_from(lambda: mmap.mmap(part, 8192, flags=mmap.MAP_SHARED)) == errno.ENODEV
-            with opened(mnt / "disk0p1.raw", os.O_RDONLY) as reading:
-                with mmap.mmap(reading, 8192, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as shared:
-                    assert shared[:] == b"d" * 8192
-                    os.pwritev(direct, [b"e" * 512], P1)
-                    assert shared[:513] == b"e" * 512 + b"d"
+                buffer[:512] = b"e" * 512
+                assert os.pwritev(direct, [buffer], P1) == 8192
+                assert view[:513] == b"e" * 512 + b"d"
+    expected[P1 : P1 + 8192] = buffer[:]
 
 
 @pytest.mark.parametrize("option", ["--punch-hole", "--zero-range"])
-def test_discarded_ranges_read_as_zero_and_only_they(tmp_path: Path, option: str) -> None:
-    raw, vmdk = make_stream(tmp_path)
-    expected = bytearray(raw.read_bytes())
-    with mounted(vmdk, tmp_path / "mnt", "--overlay", tmp_path / "overlay") as mnt:
-        for offset, length in ((0, 4096), (4097, 4096), (65536, 3 * MIB), (8 * MIB - 511, 511), (100, 1)):
-            run("fallocate", option, "-o", offset, "-l", length, mnt / "disk0p1.raw")
-            expected[P1 + offset : P1 + offset + length] = bytes(length)
-            assert (mnt / "disk0.raw").read_bytes() == expected
-        run("fallocate", "--punch-hole", "-o", 8 * MIB - 512, "-l", 4096, mnt / "disk0p1.raw")
-        expected[P2 - 512 : P2] = bytes(512)
+def test_discarded_ranges_read_as_zero_and_only_they(shared: Shared, option: str) -> None:
+    mnt, expected = shared.mnt, shared.expected
+    before = status(mnt)["discards"]
+    with opened(mnt / "disk0p1.raw") as part:
+        data = random.Random(2).randbytes(4 * MIB)
+        assert os.pwrite(part, data, 0) == len(data)
+        expected[P1 : P1 + len(data)] = data
+    for offset, length in ((0, 4096), (4097, 4096), (65536, 3 * MIB), (8 * MIB - 511, 511), (100, 1)):
+        run("fallocate", option, "-o", offset, "-l", length, mnt / "disk0p1.raw")
+        expected[P1 + offset : P1 + offset + length] = bytes(length)
         assert (mnt / "disk0.raw").read_bytes() == expected
-        result = subprocess.run(["fallocate", "-l", "4096", mnt / "disk0p1.raw"], capture_output=True, check=False)
-        assert b"not supported" in result.stderr
-        assert status(mnt)["discards"] == 6
+    run("fallocate", "--punch-hole", "-o", 8 * MIB - 512, "-l", 4096, mnt / "disk0p1.raw")
+    expected[P2 - 512 : P2] = bytes(512)
+    assert (mnt / "disk0.raw").read_bytes() == expected
+    result = subprocess.run(["fallocate", "-l", "4096", mnt / "disk0p1.raw"], capture_output=True, check=False)
+    assert b"not supported" in result.stderr
+    assert status(mnt)["discards"] == before + 6
 
 
 @pytest.mark.parametrize("by_signal", [True, False], ids=["SIGTERM", "fusermount3"])
