@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from diskfs.preflight.boot_mode import predict
 from diskfs.preflight.request import Operation, Request
 from diskfs.preflight.rules.catalogue import rules
-from diskfs.preflight.rules.engine import Result, run_rule
+from diskfs.preflight.rules.engine import run_rule
 from diskfs.preflight.windows.version import CURRENT_VERSION as VERSION
-from tests.preflight.linux_guest import install_grub, make_guest
+from tests.preflight.linux_guest import LinuxGuest, install_grub, make_guest
 from tests.preflight.test_windows_rules import SERVER_2003, WINDOWS_7, WINDOWS_11
 from tests.preflight.windows_tree import PROGRAMS, windows_tree
 
@@ -70,24 +71,43 @@ def test_windows_as_an_instance(tmp_path: Path, license_type: str | None, status
         assert run_rule(rules()["VMIE-INST-02"], facts).status.value == status
 
 
-def hybrid(folder: Path, *, bios: bool, uefi: bool) -> Result:
-    """Run the rule over a Debian with GRUB in the MBR, on the EFI system partition, or in both places."""
+def grub_guest(folder: Path, *, bios: bool, uefi: bool) -> LinuxGuest:
+    """A Debian with GRUB in the MBR, on the EFI system partition, or in both places."""
     guest = make_guest(folder, uefi=uefi)
-    guest.request = Request(Operation.EXPORT_IMAGE)
     if bios and uefi:
         layout = "label: dos\nstart=2048, size=16M, type=ef\ntype=83\n"
         subprocess.run(["sfdisk", "--quiet", "--wipe", "always", guest.disk], input=layout.encode(), check=True)
         install_grub(guest.disk)
-    with guest.facts() as facts:
-        return run_rule(rules()["VMIE-EXP-14"], facts)
+    return guest
 
 
 @pytest.mark.parametrize(
     ("bios", "uefi", "status"), [(True, False, "pass"), (False, True, "pass"), (True, True, "fail")]
 )
 def test_grub_for_both_modes_cannot_be_exported(tmp_path: Path, bios: bool, uefi: bool, status: str) -> None:
-    found = hybrid(tmp_path, bios=bios, uefi=uefi)
+    guest = grub_guest(tmp_path, bios=bios, uefi=uefi)
+    guest.request = Request(Operation.EXPORT_IMAGE)
+    with guest.facts() as facts:
+        found = run_rule(rules()["VMIE-EXP-14"], facts)
     assert found.status.value == status, found.found
     if status == "fail":
         assert "the MBR has GRUB" in found.found
         assert "BOOTX64.EFI" in found.found
+
+
+@pytest.mark.parametrize(
+    ("places", "asked", "mode", "reason"),
+    [
+        ("bios", None, "legacy-bios", "the only mode that fits: disk 0: the MBR has GRUB"),
+        ("uefi", None, "uefi", "the only mode that fits: /EFI/BOOT/BOOTX64.EFI"),
+        ("bios uefi", None, "legacy-bios", "both modes fit, and the guide has no rule for Linux"),
+        ("bios uefi", "uefi", "uefi", "--boot-mode says so"),
+    ],
+)
+def test_the_boot_mode_of_linux(tmp_path: Path, places: str, asked: str | None, mode: str, reason: str) -> None:
+    guest = grub_guest(tmp_path, bios="bios" in places, uefi="uefi" in places)
+    guest.request = Request(boot_mode=asked)
+    with guest.facts() as facts:
+        found = predict(facts)
+    assert found.mode == mode
+    assert found.reason.startswith(reason)
