@@ -117,7 +117,8 @@ class S3Requests:
             try:
                 return self._send(client, operation, request)
             except Refused as refused:
-                if not left or refused.code not in EXPIRED | NOT_ACCEPTED | {"403"}:
+                # A refused HEAD has no words: nearly always it is a right that is missing, and not the credentials.
+                if not left or operation == "head_object" or refused.code not in EXPIRED | NOT_ACCEPTED | {"403"}:
                     raise
                 # The files or the service that they come from may have newer ones by now.
                 self._client = _Clients.renew(client, self._way, self._name)
