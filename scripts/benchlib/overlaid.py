@@ -93,17 +93,19 @@ def _commit(context: Context, image: Path) -> Comparison:
         def timed(*words: object, _pair: int = 0) -> float:
             caches.ensure_cached(image)
             target.unlink(missing_ok=True)
-            return 1 / run([context.diskfs, *map(str, words), "--quiet", str(target)]).seconds
+            return (
+                context.data.scale.disk_size / run([context.diskfs, *map(str, words), "--quiet", str(target)]).seconds
+            )
 
         contenders = {
             DISKFS: lambda _pair: timed("commit", overlay),
             CONVERT: lambda _pair: timed("convert", image),
         }
-        samples: Samples = measure_in_turn("P10 commit", context.pairs, Unit.RATE, contenders)
+        samples: Samples = measure_in_turn("P10 commit", context.pairs, Unit.THROUGHPUT, contenders)
     return Comparison(
         bar_id="P10",
         work=f"{image.name}: commit to raw, beside convert",
-        unit=Unit.RATE,
+        unit=Unit.THROUGHPUT,
         diskfs=tuple(samples[DISKFS]),
         peer_name=CONVERT,
         peer=tuple(samples[CONVERT]),
