@@ -117,28 +117,35 @@ def test_sixty_rotations_of_credentials_are_no_error(rotating: FaultyServer) -> 
     options = RemoteOptions(endpoint_url=rotating.endpoint, region="us-east-1")
     source = open_location("s3://bucket/disk.raw", options)
     ended = threading.Event()
-    rotations = 0
+    rotations = reads = 0
 
     def rotate() -> None:
         nonlocal rotations
         while not ended.is_set() and rotations < 60:
             rotations += 1
             rotating.rotate(rotations)  # type: ignore[attr-defined]
-            # Long against a request; clients have seen the new file by then.
+            # Long against a request, also where making a client takes a busy machine longer: no read meets two of them.
+            before = reads
             time.sleep(0.15)
+            while not ended.is_set() and reads < before + 2:
+                time.sleep(0.01)
 
     rotator = threading.Thread(target=rotate)
     rotator.start()
     chance = random.Random(7)
-    while rotations < 60:
-        offset = chance.randrange(len(data) - 100)
-        assert source.read_at(offset, 100) == data[offset : offset + 100]
-        if len(rotating.log) > 150:
-            source.close()
-            source = open_location("s3://bucket/disk.raw", options)
-            rotating.log.clear()
-    ended.set()
-    rotator.join()
+    try:
+        while rotator.is_alive():
+            offset = chance.randrange(len(data) - 100)
+            assert source.read_at(offset, 100) == data[offset : offset + 100]
+            reads += 1
+            if len(rotating.log) > 150:
+                source.close()
+                source = open_location("s3://bucket/disk.raw", options)
+                rotating.log.clear()
+    finally:
+        ended.set()
+        rotator.join()
+    assert rotations == 60
 
 
 def test_credentials_that_were_revoked_are_denied_and_new_ones_go_on(
