@@ -13,7 +13,7 @@ from diskfs.preflight.boot import BootFacts
 from diskfs.preflight.boot.boot_code import identify_boot_code, read_boot_code
 from diskfs.preflight.boot.efi import pe_machine, read_efi_partition
 from diskfs.preflight.boot.grub_files import find_grub_files
-from diskfs.preflight.linux.grub_config import is_stub
+from diskfs.preflight.linux.grub_menu import is_stub
 from diskfs_formats.source import MemorySource
 from tests.preflight.linux_guest import CONFIG, GRUB_PC, STUB, core_image, install_grub, make_disk
 

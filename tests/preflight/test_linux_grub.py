@@ -5,14 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from diskfs.preflight.linux.grub_config import (
-    MAX_ENTRIES,
-    GrubMenu,
-    matches,
-    run_config,
-    select_default,
-)  # fmt: skip
+from diskfs.preflight.linux.grub_config import run_config
 from diskfs.preflight.linux.grub_legacy import parse_legacy, select_legacy
+from diskfs.preflight.linux.grub_menu import MAX_ENTRIES, GrubMenu, matches, select_default
 from diskfs.preflight.linux.grub_script import MAX_NESTING, MAX_TOKENS, parse_script
 from diskfs.preflight.linux.grubenv import bls_menu, parse_bls, parse_grubenv
 from tests.preflight.linux_guest import CONFIG, RELEASE, ROOT_UUID

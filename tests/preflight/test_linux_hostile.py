@@ -13,8 +13,9 @@ from diskfs.preflight.boot.efi import pe_machine
 from diskfs.preflight.linux.elf import parse_elf
 from diskfs.preflight.linux.firewall import judge_iptables, judge_nftables
 from diskfs.preflight.linux.fstab import parse_fstab
-from diskfs.preflight.linux.grub_config import is_stub, run_config, select_default
+from diskfs.preflight.linux.grub_config import run_config
 from diskfs.preflight.linux.grub_legacy import parse_legacy, select_legacy
+from diskfs.preflight.linux.grub_menu import is_stub, select_default
 from diskfs.preflight.linux.grubenv import parse_bls, parse_grubenv
 from diskfs.preflight.linux.initramfs import read_initramfs
 from diskfs.preflight.linux.kernel_image import read_kernel_image

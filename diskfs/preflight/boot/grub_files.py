@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diskfs.guest.errors import GuestError
 from diskfs.guest.files import FileKind, GuestFiles, Volume
-from diskfs.preflight.linux.grub_config import is_stub
+from diskfs.preflight.linux.grub_menu import is_stub
 
 NAMES = ("grub.cfg", "grub.conf", "menu.lst")
 START_FOLDERS = ("/boot", "/grub", "/grub2", "/EFI", "/efi", "/etc")

@@ -7,7 +7,7 @@ its value; `title` begins an entry.
 import re
 from dataclasses import dataclass, field
 
-from diskfs.preflight.linux.grub_config import MAX_ENTRIES, MenuEntry, device_free
+from diskfs.preflight.linux.grub_menu import MAX_ENTRIES, MenuEntry, device_free
 from diskfs.preflight.linux.text import content_lines
 
 _COMMAND = re.compile(r"([A-Za-z_]+)\s*(?:=|\s)\s*(.*)")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from diskfs.preflight.linux.grub_config import MAX_ENTRIES, MenuEntry
+from diskfs.preflight.linux.grub_menu import MAX_ENTRIES, MenuEntry
 from diskfs.preflight.linux.text import content_lines
 from diskfs.preflight.linux.versions import rpm_key_compare
 

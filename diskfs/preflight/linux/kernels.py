@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from diskfs.preflight.linux.grub_config import GrubMenu, MenuEntry, is_stub, run_config, select_default
+from diskfs.preflight.linux.grub_config import run_config
 from diskfs.preflight.linux.grub_legacy import LegacyMenu, parse_legacy, select_legacy
+from diskfs.preflight.linux.grub_menu import GrubMenu, MenuEntry, is_stub, select_default
 from diskfs.preflight.linux.grubenv import (
     MAX_GRUBENV,
     BlsEntry,

@@ -7,7 +7,7 @@ from diskfs.preflight.boot.efi import FALLBACK
 from diskfs.preflight.boot.grub_files import NAMES
 from diskfs.preflight.facts import Facts
 from diskfs.preflight.linux import LinuxFacts
-from diskfs.preflight.linux.grub_config import matches
+from diskfs.preflight.linux.grub_menu import matches
 from diskfs.preflight.rules.linux_systems import linux_of
 from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, passed, unknown
 from diskfs.preflight.rules.registry import check
