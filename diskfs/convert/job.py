@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 from diskfs.convert.compare import first_difference
 from diskfs.convert.copy import Copied, copy_disk
 from diskfs.errors import SinkError
+from diskfs.sinks import system_calls
 from diskfs.sinks.device import DeviceSink
 from diskfs.sinks.file import FileSink
 from diskfs.sinks.opening import STANDARD_OUTPUT, is_s3, open_target, target_status
 from diskfs.sinks.pipe import PipeSink
-from diskfs.sinks.positioned import ObjectSink
+from diskfs.sinks.positioned import ObjectSink, sink_error
 from diskfs.sources.file import FileSource, open_file, open_files
 from diskfs.sources.locate import LocatedSource, files_beside, open_location
 from diskfs.sources.locations import RemoteOptions
@@ -26,7 +27,7 @@ from diskfs_formats.extents import Extent, ExtentKind
 from diskfs_formats.registry import driver_named, writer_for
 from diskfs_formats.source import ByteSource, SourceSlice
 from diskfs_formats.text import printable
-from diskfs_formats.writer import Progress, Sink, StreamWriter, WriteOptions
+from diskfs_formats.writer import LaidOutFile, LayoutWriter, Progress, Sink, StreamWriter, WriteOptions
 
 if TYPE_CHECKING:
     from diskfs.sinks.s3_multipart import S3Sink
@@ -37,6 +38,11 @@ Target: TypeAlias = "FileSink | PipeSink | DeviceSink | S3Sink"
 STREAM_OVERHEAD = 32
 """A stream is at most this part larger than its disk, and STREAM_TABLES: grains that do not compress, and markers."""
 STREAM_TABLES = 16 << 20
+
+FLAT_ENDINGS = ("-flat", "-flat-2")
+"""The endings of the data file's name, the usual one first: an image that replaces another takes a free one."""
+MAX_DESCRIPTOR = 64 << 10
+"""Bytes at the beginning of an old image in which the names of its further files are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ def convert_disk(disk: DiskImage, job: Job, phase: Phase) -> Summary:
     writer, variant = writer_for(job.format, job.options.variant)
     options = replace(job.options, variant=variant)
     summary = Summary(variant, disk.size)
+    unused: list[str] = []
     with Sinks(job) as sinks:
         sink = sinks.open_main()
         if isinstance(writer, StreamWriter):
@@ -97,7 +104,7 @@ def convert_disk(disk: DiskImage, job: Job, phase: Phase) -> Summary:
             _note(summary, counted, counting)
             main_size = counting.size
         else:
-            files = writer.layout(disk, options)
+            files, unused = _lay_out(disk, writer, options, sinks)
             main_size = files[0].content.size
             summary.file_size = sum(file.content.size for file in files)
             targets = [sink, *(sinks.open_beside(file.name) for file in files[1:])]
@@ -105,8 +112,33 @@ def convert_disk(disk: DiskImage, job: Job, phase: Phase) -> Summary:
                 for file, target in zip(files, targets, strict=True):
                     _add(summary, copy_disk(file.content, target, progress, threads=options.threads))
         sinks.finish(summary, lambda: _verify(disk, job, sinks, main_size, phase))
+        sinks.remove_beside(unused)
     summary.seconds = time.monotonic() - begin
     return summary
+
+
+def _lay_out(
+    disk: DiskImage, writer: LayoutWriter, options: WriteOptions, sinks: "Sinks"
+) -> tuple[Sequence[LaidOutFile], list[str]]:
+    """Return the files of the image, and the names of files that nothing needs once it has replaced the old image.
+
+    One rename publishes an image of two files, so its data must not take the place of the old image's. Raises
+    SinkError.
+    """
+    files = writer.layout(disk, options)
+    if len(files) == 1:
+        return files, []
+    used: list[str] = []
+    free: Sequence[LaidOutFile] = ()
+    for ending in FLAT_ENDINGS:
+        files = writer.layout(disk, replace(options, flat_ending=ending))
+        needed = [file.name for file in files[1:] if sinks.old_image_names(file.name)]
+        used += needed
+        if not needed and not free:
+            free = files
+    if not free:
+        raise SinkError(f"{sinks.main.name}: the image there has the files {', '.join(used)}; choose another target")
+    return free, used
 
 
 class Sinks:
@@ -129,7 +161,7 @@ class Sinks:
                 f"{printable(self._job.target)}: this variant is several files, and they can only go to a folder; "
                 "choose another --variant"
             )
-        return self._opened(str(Path(self._job.target).with_name(file_name)))
+        return self._opened(self._beside(file_name))
 
     @property
     def files(self) -> dict[str, FileSink]:
@@ -140,6 +172,39 @@ class Sinks:
     def main(self) -> Target:
         """The target itself."""
         return next(iter(self._open.values()))
+
+    def old_image_names(self, file_name: str) -> bool:
+        """Tell whether what is at the target now is an image that has a further file of this name; raises SinkError."""
+        if not isinstance(self.main, FileSink) or not self._job.replace:
+            return False
+        try:
+            with self.main.path.open("rb") as file:
+                text = file.read(MAX_DESCRIPTOR)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise sink_error(error, self.main.name, "reading which files the old image has") from error
+        if f'"{file_name}"'.lower().encode("utf-8", "surrogateescape") not in text.lower():
+            return False
+        require_no_source(self._beside(file_name))
+        return True
+
+    def remove_beside(self, file_names: Sequence[str]) -> None:
+        """Remove files that only the replaced image had, links excepted; raises SinkError."""
+        for name in file_names:
+            path = Path(self._beside(name))
+            if path.is_symlink():
+                continue
+            try:
+                system_calls.unlink(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                doing = f"the new image is complete, but removing {printable(name)} of the old one failed"
+                raise sink_error(error, self.main.name, doing) from error
+
+    def _beside(self, file_name: str) -> str:
+        return str(Path(self._job.target).with_name(file_name))
 
     def finish(self, summary: Summary, verify: Callable[[], None]) -> None:
         """Publish everything, and read it back if the job says so: before it is published, where that can be."""
@@ -167,8 +232,15 @@ class Sinks:
         for sink in self._open.values():
             if not isinstance(sink, PipeSink):
                 sink.flush()
-        for sink in reversed(list(self._open.values())):
-            sink.commit()
+        try:
+            for sink in reversed(list(self._open.values())):
+                sink.commit()
+        finally:
+            main = self.main
+            if isinstance(main, FileSink) and not main.committed:
+                for sink in self._open.values():
+                    if isinstance(sink, FileSink):
+                        sink.withdraw()
 
     def _opened(self, target: str) -> Target:
         sink: Target

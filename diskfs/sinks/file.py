@@ -6,7 +6,6 @@ that writes into the folder can tell and removes it.
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diskfs.errors import SinkError
+from diskfs.sinks import system_calls
 from diskfs.sinks.positioned import sink_error, write_gathered
 from diskfs_formats.source import Buffer
 from diskfs_formats.text import printable
@@ -72,6 +72,11 @@ class FileSink:
         return self._path
 
     @property
+    def committed(self) -> bool:
+        """Whether the file has its name."""
+        return self._committed
+
+    @property
     def partial(self) -> Path:
         """Where the bytes are until `commit`."""
         return self._partial
@@ -87,7 +92,7 @@ class FileSink:
 
     def set_size(self, size: int, /) -> None:
         try:
-            os.ftruncate(self._fd, size)
+            system_calls.set_size(self._fd, size)
         except OSError as error:
             raise sink_error(error, self._name, f"making room for {size} bytes") from error
         self._size = size
@@ -103,8 +108,8 @@ class FileSink:
         """Have everything on the disk, the file at its full size."""
         try:
             if os.fstat(self._fd).st_size < self._size:
-                os.ftruncate(self._fd, self._size)
-            os.fsync(self._fd)
+                system_calls.set_size(self._fd, self._size)
+            system_calls.sync(self._fd)
         except OSError as error:
             raise sink_error(error, self._name, "writing the last bytes to the disk") from error
 
@@ -112,33 +117,45 @@ class FileSink:
         self.flush()
         try:
             self._publish()
-            _sync_folder(self._path.parent)
         except OSError as error:
             raise sink_error(error, self._name, "renaming the complete file") from error
+        try:
+            system_calls.sync_folder(self._path.parent)
+        except OSError as error:
+            doing = "it is complete and in its place, but making its name survive a power loss failed"
+            raise sink_error(error, self._name, doing) from error
         self._close()
 
     def abort(self) -> None:
         if not self._committed and self._fd >= 0:
             # The name goes before the lock does: no other run needs to look at it.
             with contextlib.suppress(OSError):
-                self._partial.unlink()
+                system_calls.unlink(self._partial)
         self._close()
+
+    def withdraw(self) -> None:
+        """Remove the file if it was committed; an older one is not brought back. Raises nothing."""
+        if self._committed:
+            with contextlib.suppress(OSError):
+                system_calls.unlink(self._path)
 
     def _close(self) -> None:
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
-            os.close(descriptor)
+            # What matters was synced, and its errors were raised.
+            with contextlib.suppress(OSError):
+                system_calls.close(descriptor)
 
     def _create(self) -> tuple[int, Path]:
         kept = os.fsencode(self._path.name)[:_KEPT_OF_NAME].decode("utf-8", "ignore")
         while True:
             partial = self._path.parent / f".{kept}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
             try:
-                descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                descriptor = system_calls.create(partial)
             except OSError as error:
                 raise sink_error(error, self._name, "creating a file beside it") from error
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system_calls.lock(descriptor)
                 # Between those two lines another run may have taken it for a stale one.
                 if os.fstat(descriptor).st_nlink:
                     return descriptor, partial
@@ -146,12 +163,12 @@ class FileSink:
                 # A file system without locks: nobody can tell a stale file there, and nobody removes one.
                 if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
                     return descriptor, partial
-            os.close(descriptor)
+            system_calls.close(descriptor)
 
     def _publish(self) -> None:
         if not self._replace:
             try:
-                os.link(self._partial, self._path)
+                system_calls.link(self._partial, self._path)
             except FileExistsError as error:
                 raise self._exists() from error
             except OSError as error:
@@ -161,9 +178,11 @@ class FileSink:
                     raise self._exists() from error
             else:
                 self._committed = True
-                self._partial.unlink()
+                # It is a second name of the target now, and if it stays the next run removes it.
+                with contextlib.suppress(OSError):
+                    system_calls.unlink(self._partial)
                 return
-        self._partial.rename(self._path)
+        system_calls.rename(self._partial, self._path)
         self._committed = True
 
     def _exists(self) -> SinkError:
@@ -182,8 +201,8 @@ def remove_stale(folder: Path) -> None:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
+                    system_calls.lock(descriptor)
+                    system_calls.unlink(path)
             finally:
                 os.close(descriptor)
 
@@ -196,15 +215,3 @@ def _target(path: Path) -> Path:
     if not followed.exists():
         raise SinkError(f"{printable(str(path))}: it is a symbolic link that leads nowhere")
     return followed
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems (FUSE, CIFS) cannot sync a folder, and have nothing to lose there.
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,11 @@
 """What a target can do beyond appending, and what all targets on a descriptor share."""
 
 import errno
-import os
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from diskfs.errors import OutOfSpace, SinkError
+from diskfs.sinks import system_calls
 from diskfs_formats.reading import zeroes
 from diskfs_formats.source import Buffer
 from diskfs_formats.writer import Sink
@@ -104,11 +104,13 @@ def write_gathered(descriptor: int, offset: int, buffers: Sequence[Buffer], name
         some = buffers[start : start + MAX_BUFFERS]
         wanted = sum(len(buffer) for buffer in some)
         try:
-            written = os.pwritev(descriptor, some, offset)
+            written = system_calls.write(descriptor, some, offset)
             if written < wanted:
                 rest = memoryview(b"".join(some))[written:]
                 while rest:
-                    count = os.pwrite(descriptor, rest, offset + wanted - len(rest))
+                    count = system_calls.write(descriptor, (rest,), offset + wanted - len(rest))
+                    if not count:
+                        raise OSError(errno.EIO, "nothing was written")
                     rest = rest[count:]
         except OSError as error:
             raise sink_error(error, name, f"writing {wanted} bytes at offset {offset:#x}") from error

@@ -49,6 +49,9 @@ class WriteOptions:
     """One of the writer's variants; the first of them if empty."""
     file_name: str = "disk"
     """The bare name of the main file, which descriptors and the names of further files are made from."""
+    flat_ending: str = "-flat"
+    """What the name of a flat VMDK's data file has after the main file's stem. Another one lets a new image be written
+    beside the data of an old one that it will replace."""
     level: int | None = None
     """Compression level, None for the writer's default."""
     threads: int | None = None

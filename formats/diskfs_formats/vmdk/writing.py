@@ -117,7 +117,7 @@ def descriptor_text(create_type: str, extent_line: str, size: int, sector_size: 
 
 def _flat(disk: DiskImage, name: str, options: WriteOptions) -> tuple[LaidOutFile, ...]:
     stem = name[: -len(_SUFFIX)] if name.lower().endswith(_SUFFIX) else name
-    flat_name = require_file_name(f"{stem}-flat{_SUFFIX}")
+    flat_name = require_file_name(f"{stem}{options.flat_ending}{_SUFFIX}")
     size = align_up(disk.size, SECTOR)
     line = f'RW {size // SECTOR} FLAT "{flat_name}" 0'
     text = descriptor_text("monolithicFlat", line, size, disk.info.sector_size, options)
