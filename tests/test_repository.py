@@ -21,7 +21,7 @@ PROMISES = range(1, 15)
 
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 SCRIPT = re.compile(r"(?:scripts|\.ci)/[a-z-]+")
-COMMAND = re.compile(r"(?:^[$#] |`)diskfs ([a-z]+)", re.MULTILINE)
+COMMAND = re.compile(r"(?:^[$#] |`)diskfs ([a-z]+(?:-[a-z]+)*)", re.MULTILINE)
 
 
 def name_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Bar P10: writing through an overlay, reading what it leaves untouched, and committing it.
+"""Bar P12: writing through an overlay, reading what it leaves untouched, and committing it.
 
 The peer is qemu-storage-daemon with a qcow2 overlay over the same image, exported over FUSE as ours is. Both begin with
 a new overlay for every measurement: what a first write costs is part of it.
@@ -53,8 +53,8 @@ def _writes(context: Context, image: Path, image_format: str) -> Iterator[Compar
             "sequential write, 1 MiB" if rw == "write" else f"random write, 4 KiB, {jobs} job{'s' * (jobs > 1)}"
         )
         contenders = {DISKFS: partial(ours, rw, jobs), QEMU: partial(theirs, rw, jobs)}
-        samples = measure_in_turn(f"P10 {work}", context.pairs, unit, contenders)
-        yield from compare_speeds("P10", work, unit, samples, AT_LEAST_AS_FAST)
+        samples = measure_in_turn(f"P12 {work}", context.pairs, unit, contenders)
+        yield from compare_speeds("P12", work, unit, samples, AT_LEAST_AS_FAST)
 
 
 def _untouched(context: Context, image: Path) -> Iterator[Comparison]:
@@ -79,8 +79,8 @@ def _untouched(context: Context, image: Path) -> Iterator[Comparison]:
         for name, unit, measure in (("dd bs=1M", Unit.THROUGHPUT, sequential), ("4 KiB at random", Unit.RATE, random)):
             work = f"{image.name}: untouched, {name}"
             contenders = {contender: partial(measure, file) for contender, file in files.items()}
-            samples = measure_in_turn(f"P10 {work}", context.pairs, unit, contenders)
-            yield from compare_speeds("P10", work, unit, samples, FIVE_PERCENT)
+            samples = measure_in_turn(f"P12 {work}", context.pairs, unit, contenders)
+            yield from compare_speeds("P12", work, unit, samples, FIVE_PERCENT)
 
 
 def _commit(context: Context, image: Path) -> Comparison:
@@ -101,9 +101,9 @@ def _commit(context: Context, image: Path) -> Comparison:
             DISKFS: lambda _pair: timed("commit", overlay),
             CONVERT: lambda _pair: timed("convert", image),
         }
-        samples: Samples = measure_in_turn("P10 commit", context.pairs, Unit.THROUGHPUT, contenders)
+        samples: Samples = measure_in_turn("P12 commit", context.pairs, Unit.THROUGHPUT, contenders)
     return Comparison(
-        bar_id="P10",
+        bar_id="P12",
         work=f"{image.name}: commit to raw, beside convert",
         unit=Unit.THROUGHPUT,
         diskfs=tuple(samples[DISKFS]),
