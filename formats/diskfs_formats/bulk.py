@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diskfs_formats.errors import CorruptImage
 from diskfs_formats.extents import Extent, ExtentKind, Stored, clipped
-from diskfs_formats.reading import MAX_MERGED, MERGE_GAP
+from diskfs_formats.gathering import MAX_MERGED, MERGE_GAP
 from diskfs_formats.source import Buffer, SparseSource
 
 PIECE = 256 << 10

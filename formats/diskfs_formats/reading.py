@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from diskfs_formats.extents import Extent, ExtentKind, Stored
-from diskfs_formats.source import Buffer, ByteSource, ReadyReader, read_ranges
+from diskfs_formats.gathering import Records, Span, read_spans
+from diskfs_formats.source import Buffer, ByteSource, ReadyReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,10 +23,6 @@ T = TypeVar("T")
 
 CACHE_SIZE = 64 << 20
 """Decoded bytes that are kept, for all disks together."""
-MERGE_GAP = 4096
-"""Stored bytes between two records that are read along rather than asked for apart (markers, grain tables)."""
-MAX_MERGED = 16 << 20
-"""Stored bytes that one merged read may cover."""
 MIN_PARALLEL = 4
 """Units from which decoding is spread over threads; below, the hand-over costs more than it brings."""
 MIN_STREAMING = 6
@@ -169,19 +166,24 @@ class ReadingEngine:
         """Return the bytes of contiguous extents, in order. Raises what sources and decoders raise."""
         pieces = [_Piece(extent) for extent in extents]
         encoded = []
+        together = []
         for run in _plain_runs(pieces):
             first, last = run[0].extent.stored, run[-1].extent.stored
             assert first is not None
             assert last is not None
-            data = first.source.read_at(first.offset, last.offset + last.length - first.offset)
-            run[0].parts = (data,)
+            if hasattr(first.source, "read_ranges"):
+                together.append(run)
+            else:
+                run[0].parts = (first.source.read_at(first.offset, last.offset + last.length - first.offset),)
         for piece in pieces:
             if piece.extent.stored is None:
                 piece.parts = zeroes(piece.extent.length)
             elif piece.extent.stored.decode is not None:
                 encoded.append(piece)
         if encoded:
-            self._read_encoded(encoded)
+            self._read_encoded(encoded, together)
+        elif together:
+            _settle(together, read_spans([_span(run) for run in together]))
         return b"".join(part for piece in pieces for part in piece.parts)
 
     def unit_if_ready(self, extent: Extent) -> Buffer | None:
@@ -206,7 +208,8 @@ class ReadingEngine:
             self.cache.settle(key, unit)
         return memoryview(unit)[stored.skip : stored.skip + extent.length]
 
-    def _read_encoded(self, pieces: Sequence[_Piece]) -> None:
+    def _read_encoded(self, pieces: Sequence[_Piece], together: Sequence[list[_Piece]]) -> None:
+        """Read and decode `pieces`; the plain runs in `together` are read along with the records."""
         mine: list[tuple[_Piece, UnitKey | None]] = []
         awaited: list[tuple[_Piece, PendingUnit]] = []
         open_claims: set[UnitKey] = set()
@@ -226,8 +229,10 @@ class ReadingEngine:
                     awaited.append((piece, found))
                 else:
                     piece.parts = (_part(piece.extent, stored, found),)
-            if mine:
-                self._decode(mine, open_claims)
+            records = Records([piece.extent.stored for piece, _ in mine if piece.extent.stored])
+            read = read_spans([*map(_span, together), *records.spans])
+            _settle(together, read)
+            self._decode(mine, records.cut(read[len(together) :]), open_claims)
         finally:
             # Left open by an error in another unit or in reading: no reason for those who wait for this one to fail.
             for key in list(open_claims):
@@ -239,9 +244,10 @@ class ReadingEngine:
             assert piece.extent.stored is not None
             piece.parts = (_part(piece.extent, piece.extent.stored, unit),)
 
-    def _decode(self, pieces: Sequence[tuple[_Piece, UnitKey | None]], open_claims: set[UnitKey]) -> None:
-        """Read and decode pieces, taking each claimed one out of `open_claims` once it is settled or has failed."""
-        records = _read_records([piece.extent.stored for piece, _ in pieces if piece.extent.stored])
+    def _decode(
+        self, pieces: Sequence[tuple[_Piece, UnitKey | None]], records: Sequence[Buffer], open_claims: set[UnitKey]
+    ) -> None:
+        """Decode pieces, taking each claimed one out of `open_claims` once it is settled or has failed."""
 
         def decode(index: int) -> None:
             piece, key = pieces[index]
@@ -359,33 +365,17 @@ def _plain_runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield run
 
 
-def _read_records(stored: Sequence[Stored]) -> list[Buffer]:
-    """Read encoded records, near ones together; the result is in the order given."""
-    order = sorted(range(len(stored)), key=lambda index: (id(stored[index].source), stored[index].offset))
-    groups: list[list[int]] = []
-    ends: list[int] = []
-    for index in order:
-        record = stored[index]
-        end = record.offset + record.length
-        if groups:
-            first = stored[groups[-1][0]]
-            near = first.source is record.source and record.offset - ends[-1] <= MERGE_GAP
-            if near and max(end, ends[-1]) - first.offset <= MAX_MERGED:
-                groups[-1].append(index)
-                ends[-1] = max(end, ends[-1])
-                continue
-        groups.append([index])
-        ends.append(end)
-    records: list[Buffer] = [b""] * len(stored)
-    spans = [(stored[group[0]].offset, end - stored[group[0]].offset) for group, end in zip(groups, ends, strict=True)]
-    for source, numbers in itertools.groupby(range(len(groups)), key=lambda number: stored[groups[number][0]].source):
-        here = list(numbers)
-        for number, data in zip(here, read_ranges(source, [spans[number] for number in here]), strict=True):
-            view = memoryview(data)
-            for index in groups[number]:
-                start = stored[index].offset - spans[number][0]
-                records[index] = view[start : start + stored[index].length]
-    return records
+def _span(run: Sequence[_Piece]) -> Span:
+    first, last = run[0].extent.stored, run[-1].extent.stored
+    assert first is not None
+    assert last is not None
+    return first.source, first.offset, last.offset + last.length - first.offset
+
+
+def _settle(runs: Sequence[list[_Piece]], found: Iterable[Buffer]) -> None:
+    """Give each run its bytes, which are those of its first piece; more may be found."""
+    for run, data in zip(runs, found, strict=False):
+        run[0].parts = (data,)
 
 
 ENGINE = ReadingEngine()

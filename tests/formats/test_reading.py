@@ -13,7 +13,8 @@ import pytest
 
 from diskfs_formats.errors import CorruptImage
 from diskfs_formats.extents import Extent, ExtentKind, Stored
-from diskfs_formats.reading import MAX_MERGED, MERGE_GAP, ReadingEngine, UnitCache, is_plain_data, zeroes
+from diskfs_formats.gathering import MAX_MERGED, MERGE_GAP
+from diskfs_formats.reading import ReadingEngine, UnitCache, is_plain_data, zeroes
 from diskfs_formats.source import Buffer, MemorySource
 
 UNIT = 1000
@@ -120,6 +121,32 @@ def test_zeroes_between_runs_cost_no_read() -> None:
     assert len(source.reads) == 2
 
 
+def test_a_source_that_takes_ranges_gets_all_plain_runs_at_once() -> None:
+    source, data = RangeSource(sample()), sample()
+    extents = [
+        plain(source, 0, 3000, 100),
+        plain(source, 100, 1000, 100),
+        plain(source, 200, 1100, 50),
+        Extent(250, 10, ExtentKind.ZERO),
+        plain(source, 260, 1150, 50),
+    ]
+    expected = data[3000:3100] + data[1000:1150] + bytes(10) + data[1150:1200]
+    assert ReadingEngine().read(extents) == expected
+    assert source.requests == [[(3000, 100), (1000, 150), (1150, 50)]]
+    assert source.reads == []
+
+
+def test_each_of_two_sources_is_asked_once_for_all_its_runs() -> None:
+    one, two = RangeSource(b"a" * 1000), RangeSource(b"b" * 1000)
+    local = CountingSource(b"c" * 1000)
+    sources = [one, two, local, one, local, two]
+    extents = [plain(source, 10 * at, 100 * at, 10) for at, source in enumerate(sources)]
+    assert ReadingEngine().read(extents) == b"".join(letter * 10 for letter in (b"a", b"b", b"c", b"a", b"c", b"b"))
+    assert one.requests == [[(0, 10), (300, 10)]]
+    assert two.requests == [[(100, 10), (500, 10)]]
+    assert local.reads == [(200, 10), (400, 10)]
+
+
 def test_nothing_is_read_for_an_empty_request() -> None:
     assert ReadingEngine().read([]) == b""
 
@@ -205,6 +232,44 @@ def test_a_source_that_takes_ranges_gets_all_at_once() -> None:
     ]
     assert ReadingEngine().read(extents) == inverted(sample())[:UNIT] * 3
     assert source.requests == [[(0, UNIT), (step, UNIT), (2 * step, UNIT)]]
+
+
+def test_plain_runs_and_records_are_asked_for_together() -> None:
+    data = sample()
+    source, decoder, engine = RangeSource(data), Decoder(), ReadingEngine()
+    extents = [
+        decoder.extent(source, 0),
+        plain(source, UNIT, 40 * UNIT, UNIT),
+        decoder.extent(source, 2),
+        decoder.extent(source, 60),
+        plain(source, 61 * UNIT, 20 * UNIT, UNIT),
+    ]
+    expected = b"".join(
+        data[number * UNIT : (number + 1) * UNIT] if number in (40, 20) else inverted(data[number * UNIT :][:UNIT])
+        for number in (0, 40, 2, 60, 20)
+    )
+    assert engine.read(extents) == expected
+    # Records that lie near each other come with what is between them.
+    assert source.requests == [[(40 * UNIT, UNIT), (20 * UNIT, UNIT), (0, 3 * UNIT), (60 * UNIT, UNIT)]]
+    # The plain ones alone, once the units are kept.
+    assert engine.read(extents) == expected
+    assert source.requests[1:] == [[(40 * UNIT, UNIT), (20 * UNIT, UNIT)]]
+
+
+def test_units_are_given_up_if_plain_runs_beside_them_cannot_be_read() -> None:
+    class Failing(RangeSource):
+        def read_ranges(self, ranges: Sequence[tuple[int, int]], /) -> list[bytes]:
+            if len(self.requests) == 0:
+                self.requests.append(list(ranges))
+                raise CorruptImage("no")
+            return super().read_ranges(ranges)
+
+    source, decoder, engine = Failing(sample()), Decoder(), ReadingEngine()
+    extents = [decoder.extent(source, 0), plain(source, UNIT, 40 * UNIT, UNIT)]
+    with pytest.raises(CorruptImage):
+        engine.read(extents)
+    assert not engine.cache._pending
+    assert engine.read(extents) == inverted(sample()[:UNIT]) + sample()[40 * UNIT : 41 * UNIT]
 
 
 def test_units_of_two_sources_in_one_request() -> None:
