@@ -23,7 +23,7 @@ class Fetchers:
         self._work: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._lock = threading.Lock()
         self._threads = 0
-        self._idle = 0
+        self._unfinished = 0
         self._number = 0
         self._open: set[Future[list[bytes]]] = set()
 
@@ -46,23 +46,22 @@ class Fetchers:
             self._open.add(future)
             self._number += 1
             self._work.put((0 if urgent else 1, self._number, run))
-            if self._idle < self._work.qsize() and self._threads < self._limit:
+            self._unfinished += 1
+            # By what is to be done, not by who waits for work: who has just taken some may not have said so yet.
+            if self._threads < min(self._limit, self._unfinished):
                 self._threads += 1
                 threading.Thread(target=self._serve, name="diskfs-fetch", daemon=True).start()
         return future
 
     def _serve(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
             _, _, run = self._work.get()
-            with self._lock:
-                self._idle -= 1
             run()
 
     def _settle(self, future: "Future[list[bytes]]", result: list[bytes] | None, error: BaseException | None) -> None:
         with self._lock:
             self._open.discard(future)
+            self._unfinished -= 1
         # It may have been failed by `stop` meanwhile.
         with suppress(Exception):
             if error is not None:
