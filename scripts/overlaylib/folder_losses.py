@@ -87,12 +87,12 @@ def _left(journal: list[Entry], rng: random.Random) -> Iterator[tuple[SimulatedS
                 if owner is node:
                     operation.apply(content[node.number])
             pending = [item for item in pending if item[0] is not node]
-    for kept_names in _name_ways(renamed, rng):
+    for kept_names in name_ways(renamed, rng):
         for kept in ways(pending, rng):
             yield _folder(content, names, pending, kept, kept_names), (kept_names, kept)
 
 
-def _name_ways(renamed: list[NameChange], rng: random.Random) -> Iterator[list[NameChange]]:
+def name_ways(renamed: list[NameChange], rng: random.Random) -> Iterator[list[NameChange]]:
     """Yield the changes of names that may be left: all, the first few, all but one, or a random half."""
     for count in range(len(renamed) + 1):
         yield renamed[:count]
