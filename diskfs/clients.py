@@ -6,7 +6,9 @@ A library that retries by itself cannot know what a read may cost in all, and st
 
 import ipaddress
 import logging
+import queue
 import socket
+import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import urllib3
 
 from diskfs.errors import AccessDenied, SourceError, SourceNotFound
+from diskfs.proxies import Proxy
 from diskfs_formats.errors import UnsafeReference
 from diskfs_formats.text import printable
 
@@ -21,6 +24,8 @@ MAX_CONNECTIONS = 32
 """Requests under way at once. Measured with 30 ms a request: the throughput of one process no longer grows above."""
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 15.0
+LOOKUP_TIMEOUT = 2.0
+"""Seconds that looking up a name may take which a proxy will look up anyway."""
 
 # What these log may hold signed addresses and headers, at every level.
 for _name in ("urllib3", "botocore", "boto3", "s3transfer"):
@@ -48,15 +53,52 @@ def resolve(host: str, port: int, shown: str, *, allow_private: bool) -> Sequenc
     except (OSError, UnicodeError) as error:
         raise SourceError(f"{shown}: the host {printable(host)!r} cannot be resolved: {error}") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    if allow_private or is_meant(host):
-        return addresses
+    if not allow_private and not is_meant(host):
+        _require_public(host, addresses, shown)
+    return addresses
+
+
+def check_proxied(host: str, port: int, shown: str, *, allow_private: bool) -> None:
+    """Raise what `resolve` does for a host that a proxy will resolve, as far as can be known here.
+
+    An address, however it is spelled, is checked as without a proxy. For a name the proxy's answer counts, and the
+    proxy's own rules; a name that leads to an address which is not public here most likely does there. Nor need it be
+    known here: that is why there are proxies.
+    """
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        if not allow_private and not is_meant(host):
+            _require_public(host, _known_here(host, port), shown)
+    else:
+        resolve(host, port, shown, allow_private=allow_private)
+
+
+def _known_here(host: str, port: int) -> Sequence[str]:
+    """Return the addresses of a name, or none if it has none, or no name server says so in time."""
+    answers: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            found = []
+        answers.put([str(entry[4][0]) for entry in found])
+
+    threading.Thread(target=look_up, name="diskfs-lookup", daemon=True).start()
+    try:
+        return answers.get(timeout=LOOKUP_TIMEOUT)
+    except queue.Empty:
+        return []
+
+
+def _require_public(host: str, addresses: Sequence[str], shown: str) -> None:
     for address in addresses:
         if not ipaddress.ip_address(address.partition("%")[0]).is_global:
             raise UnsafeReference(
                 f"{shown}: the host {printable(host)!r} has the address {address}, which is not public; "
                 "use --allow-private if that is intended"
             )
-    return addresses
 
 
 def is_meant(host: str) -> bool:
@@ -73,15 +115,31 @@ def is_meant(host: str) -> bool:
 
 def http_pool(scheme: str, host: str, port: int, address: str) -> urllib3.HTTPConnectionPool:
     """Return connections to one address of a host; certificates are checked for the host's name."""
-    common: dict[str, Any] = {
+    common = _pool_options()
+    if scheme == "https":
+        return urllib3.HTTPSConnectionPool(address, port, server_hostname=host, assert_hostname=host, **common)
+    return urllib3.HTTPConnectionPool(address, port, **common)
+
+
+def proxied_pool(scheme: str, host: str, port: int, proxy: Proxy) -> urllib3.HTTPConnectionPool:
+    """Return connections to a host by way of a proxy: through it (CONNECT) for https, to it for http.
+
+    In the latter case requests have to name the whole URL. Certificates are checked for the host's name.
+    """
+    headers = {"User-Agent": user_agent()}
+    if proxy.authorization is not None:
+        headers["Proxy-Authorization"] = proxy.authorization
+    manager = urllib3.ProxyManager(proxy.url, proxy_headers=headers, **_pool_options())
+    return manager.connection_from_host(host, port, scheme)
+
+
+def _pool_options() -> dict[str, Any]:
+    return {
         "maxsize": MAX_CONNECTIONS,
         "block": False,
         "retries": False,
         "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
     }
-    if scheme == "https":
-        return urllib3.HTTPSConnectionPool(address, port, server_hostname=host, assert_hostname=host, **common)
-    return urllib3.HTTPConnectionPool(address, port, **common)
 
 
 def s3_client(

@@ -21,6 +21,10 @@ from tests.helpers import MANIFEST, STORED_CORPUS, CorpusRow, corpus_rows
 # a test has frozen them (gc.freeze).
 assert hypothesis.__version__
 
+# The servers of tests are on this machine; a proxy of the machine's, if it has one, need not reach them.
+for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[_name]
+
 
 @pytest.fixture(scope="session")
 def corpus() -> Path:

@@ -6,15 +6,25 @@ may be a signature, and appears in no message.
 
 import http.client
 import re
+import ssl
 import threading
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError, SSLError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
 
-from diskfs.clients import CONNECT_TIMEOUT, http_pool, resolve, user_agent
+from diskfs.clients import CONNECT_TIMEOUT, check_proxied, http_pool, proxied_pool, resolve, user_agent
 from diskfs.errors import AccessDenied, SourceChanged, SourceError, SourceNotFound
+from diskfs.proxies import Proxy, bracketed, proxy_for
 from diskfs.retrying import Transient, seconds_asked
 from diskfs.sources.locations import RemoteOptions, shown
 from diskfs.sources.remote import Version
@@ -24,6 +34,7 @@ from diskfs_formats.text import printable
 MAX_REDIRECTS = 5
 _ERROR_SIZE = 1024
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,60})</Code>")
+_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: ([0-9]{3})")
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524, 529, 530})
@@ -68,7 +79,10 @@ class HttpTransport:
     """Requests for one URL. Redirects are followed within its host alone, and asked for anew when they stop working."""
 
     def __init__(self, location: str, options: RemoteOptions) -> None:
-        """Check the URL and resolve its host, once; raises UnsafeReference, SourceNotFound or SourceError."""
+        """Check the URL and resolve its host, once, unless a proxy is to do so.
+
+        Raises UnsafeReference, SourceNotFound, SourceError, or UnsupportedFeature for a kind of proxy.
+        """
         self._name = printable(shown(location), 2000)
         self._original = location
         self._redirected: str | None = None
@@ -79,7 +93,13 @@ class HttpTransport:
         self._port = parts.port or _PORTS[self._scheme]
         self._authorization = _basic_authorization(parts)
         self._host_header = parts.netloc.rpartition("@")[2]
-        self._addresses = resolve(self._host, self._port, self._name, allow_private=options.allow_private)
+        self._proxy = proxy_for(self._scheme, self._host, self._port, self._name)
+        self._addresses: Sequence[str] = ()
+        if self._proxy is None:
+            self._addresses = resolve(self._host, self._port, self._name, allow_private=options.allow_private)
+        else:
+            check_proxied(self._host, self._port, self._name, allow_private=options.allow_private)
+            self._ascii_host = _in_ascii(self._host, self._name)
         self._pool: urllib3.HTTPConnectionPool | None = None
         self._lock = threading.Lock()
 
@@ -131,6 +151,9 @@ class HttpTransport:
     def _send(self, url: str, headers: dict[str, str], timeout: float) -> urllib3.BaseHTTPResponse:
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if self._proxy is not None and self._scheme == "http":
+            # RFC 9112, section 3.2.2: a proxy is asked for the whole URL.
+            target = f"http://{bracketed(self._ascii_host)}:{self._port}{target}"
         try:
             return self._connections().urlopen(
                 "GET",
@@ -146,6 +169,9 @@ class HttpTransport:
             raise Transient(f"the server did not answer within {timeout:.0f} s") from error
         except SSLError as error:
             raise _tls_error(error, self._name) from error
+        except ProxyError as error:
+            assert self._proxy is not None
+            raise _proxy_error(error, self._proxy, self._name) from error
         except (NewConnectionError, ConnectTimeoutError) as error:
             self._try_next_address()
             reason = _cause(error) if isinstance(error, NewConnectionError) else "no connection in time"
@@ -156,7 +182,10 @@ class HttpTransport:
     def _connections(self) -> urllib3.HTTPConnectionPool:
         with self._lock:
             if self._pool is None:
-                self._pool = http_pool(self._scheme, self._host, self._port, self._addresses[0])
+                if self._proxy is not None:
+                    self._pool = proxied_pool(self._scheme, self._ascii_host, self._port, self._proxy)
+                else:
+                    self._pool = http_pool(self._scheme, self._host, self._port, self._addresses[0])
             return self._pool
 
     def _try_next_address(self) -> None:
@@ -199,7 +228,9 @@ def error_of(status: int, code: str, name: str, retry_after: float, *, is_open: 
         if is_open:
             return SourceChanged(f"{name}: the object was deleted since it was opened")
         return SourceNotFound(f"{name}: there is no such object (the server answered {shown_code})")
-    if status in {401, 403, 407}:
+    if status == 407:
+        return AccessDenied(f"{name}: the proxy asks for a user and password, or refuses those it was given")
+    if status in {401, 403}:
         hint = "; a signed URL may have expired" if is_open else "; a signed URL must be whole and not expired"
         return AccessDenied(f"{name}: reading it is denied (the server answered {shown_code}){hint}")
     return SourceError(f"{name}: the server answered {shown_code}")
@@ -237,6 +268,32 @@ def _tls_error(error: Exception, name: str) -> Exception:
     return Transient("the encrypted connection broke")
 
 
-def _cause(error: Exception) -> str:
+def _proxy_error(error: ProxyError, proxy: Proxy, name: str) -> Exception:
+    """Return what it means that a proxy makes no connection. No text of the library's is shown: it may have secrets."""
+    cause = error.__cause__ or error
+    if isinstance(cause, SSLError | ssl.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(cause):
+        return SourceError(f"{name}: the certificate of the proxy {proxy} of {proxy.variable} is not accepted")
+    match = _TUNNEL_REFUSED.search(str(cause))
+    if match is None:
+        return Transient(f"the proxy {proxy} of {proxy.variable} cannot be reached ({_cause(cause)})", connecting=True)
+    status = int(match[1])
+    if status in _LATER:
+        return Transient(f"the proxy {proxy} of {proxy.variable} answered {status}")
+    if status == 407:
+        return AccessDenied(
+            f"{name}: the proxy {proxy} asks for a user and password, or refuses those that {proxy.variable} has "
+            "(http://USER:PASSWORD@HOST:PORT)"
+        )
+    return AccessDenied(f"{name}: the proxy {proxy} of {proxy.variable} refuses the connection (it answered {status})")
+
+
+def _in_ascii(host: str, name: str) -> str:
+    try:
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise SourceError(f"{name}: the host {printable(host)!r} is no name of a host") from error
+
+
+def _cause(error: BaseException) -> str:
     cause = error.__cause__ or error
     return getattr(cause, "strerror", None) or type(cause).__name__
