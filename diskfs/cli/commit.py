@@ -24,8 +24,9 @@ def run(options: argparse.Namespace) -> int:
         print_error(problem)
         return exit_codes.USAGE
     from diskfs.disks.reopening import require_outside
+    from diskfs.sinks.opening import STANDARD_OUTPUT, is_s3
 
-    if options.target != "-":
+    if options.target != STANDARD_OUTPUT and not is_s3(options.target):
         require_outside(options.overlay, Path(options.target))
     with reopen(options) as opened:
         options.source = opened.source.location

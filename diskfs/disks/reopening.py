@@ -1,5 +1,6 @@
 """From the folder of an overlay back to its disks: the source is opened again, and the changes are put over it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -69,7 +70,9 @@ def merged(stored: RemoteOptions, given: RemoteOptions) -> RemoteOptions:
 
 def require_outside(folder: Path, target: Path) -> None:
     """Raise OtherSource if a target lies in the folder of the overlay that is read."""
-    if target.absolute().parent.resolve() == folder.resolve():
+    # A link that is replaced lies there; one that is followed ends there. Links in a circle are no error here.
+    places = (os.path.realpath(target.absolute().parent), os.path.dirname(os.path.realpath(target)))  # noqa: PTH120
+    if os.path.realpath(folder) in places:
         raise OtherSource(
             f"{printable(str(target))}: it would lie among the files of the overlay; choose another place"
         )

@@ -214,25 +214,22 @@ class WritableOperations(DiskfsOperations):
     ) -> None:
         """Change a range of the disk; what was read ahead of it, here or in the kernel, is forgotten then."""
         written = window.written
-
-        def change() -> None:
-            try:
-                work()
-            finally:
-                # Also after an error: the range may hold new bytes.
-                written.pages.drop()
-
         try:
-            if not at_once():
-                await self._reader.write(change)
+            try:
+                if not at_once():
+                    await self._reader.write(work)
+            finally:
+                # Also after an error: the range may hold new bytes. What was read ahead goes first; else a reader who
+                # comes while the kernel forgets its pages would put old bytes there again, for good.
+                for other in written.windows:
+                    self._reader.forget(other.content, offset - other.offset, length)
+                written.modified_ns = time.time_ns()
+                if written.pages.are_any:
+                    await self._reader.write(written.pages.drop)
         except (SinkError, OverlayWriteError) as error:
             if not isinstance(error, OutOfSpace):
                 written.failures += 1
             raise
-        finally:
-            for other in written.windows:
-                self._reader.forget(other.content, offset - other.offset, length)
-            written.modified_ns = time.time_ns()
 
     def _sound(self, fh: int) -> Window:
         """Return the window of an open file; fails if storing anything of its disk has failed since it was opened."""

@@ -76,7 +76,10 @@ def test_commit_writes_the_changed_disk_and_keeps_overlay_and_source(changed: tu
     diskfs("overlay-check", overlay)
     assert "it exists already" in diskfs("commit", overlay, target, expect=1).stderr
     assert "which is being read" in diskfs("commit", "--force", overlay, raw, expect=1).stderr
-    assert "among the files of the overlay" in diskfs("commit", "--force", overlay, overlay / "x.raw", expect=1).stderr
+    link = overlay.parent / "link.vmdk"
+    link.symlink_to(overlay / "disk0.data")
+    for target in (overlay / "x.raw", link):
+        assert "among the files of the overlay" in diskfs("commit", "--force", overlay, target, expect=1).stderr
     diskfs("commit", overlay, overlay.with_name("name-without-suffix"), expect=2)
 
 

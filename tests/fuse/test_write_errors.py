@@ -134,6 +134,41 @@ def test_a_full_disk_and_a_damaged_block_fail_one_write_alone(error: DiskfsError
     trio.run(check)
 
 
+def test_who_reads_while_the_kernel_forgets_its_pages_gets_nothing_that_was_read_ahead_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    piece = 128 << 10
+
+    class Encoded(FailingDisk):
+        size = 8 * piece
+        info = ImageInfo("vmdk", "streamOptimized", size, compressed=True)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.content = bytearray(self.size)
+
+    async def check() -> None:
+        disk = Encoded()
+        operations = WritableOperations(
+            Tree.build([File("disk", disk, window=WrittenDisk(disk).window(disk, 0))]), Reader()
+        )
+        reading = (await operations.open(pyfuse3.InodeT(DISK), os.O_RDONLY, None)).fh  # type: ignore[arg-type]
+        assert reading is not None
+        for number in range(4):
+            await operations.read(reading, number * piece, piece)
+        seen: list[bytes] = []
+
+        def forget_pages(_inode: int) -> None:
+            data = trio.from_thread.run(operations.read, reading, 4 * piece, piece)
+            seen.append(bytes(data[:1]))
+
+        monkeypatch.setattr(pyfuse3, "invalidate_inode", forget_pages)
+        assert await operations.write(await open_file(operations, DISK), 4 * piece, b"x") == 1
+        assert seen == [b"x"]
+
+    trio.run(check)
+
+
 @pytest.mark.expects_log("injected")
 def test_a_discard_that_fails_is_answered_once_with_its_errno() -> None:
     async def check() -> None:
