@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import random
 import struct
 import subprocess
 from pathlib import Path
@@ -386,3 +387,20 @@ def test_a_header_cut_short_leaves_the_size_unknown(tmp_path: Path) -> None:
     assert status_of(tmp_path / "disk.vmdk", "VMIE-SIZE-01") == "unknown"
     assert status_of(tmp_path / "disk.vmdk", "VMIE-FMT-04") == "unknown"
     assert status_of(tmp_path / "disk.vmdk", "VMIE-FMT-11") == "fail"
+
+
+def test_a_stream_of_qemu_that_is_cut_fails_at_once(tmp_path: Path) -> None:
+    """Its grain tables are in front, so no footer is missing; a cut in the padding of the last grain loses nothing."""
+    raw = tmp_path / "disk.raw"
+    raw.write_bytes(random.Random(7).randbytes(4 * MIB))
+    whole = tmp_path / "whole.vmdk"
+    run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, whole)
+    content = whole.read_bytes()
+    assert not result_of(whole, "VMIE-FMT-11").refuses
+    marker = (64 << 10) + 1000  # more than a grain of random bytes has behind it
+    for size, is_refused in ((len(content) - 1, False), (len(content) - marker, True), (1 << 20, True)):
+        cut = tmp_path / f"cut{size}.vmdk"
+        cut.write_bytes(content[:size])
+        found = result_of(cut, "VMIE-FMT-11")
+        assert found.refuses is is_refused, found.found
+        assert ("needs" in found.found and "is incomplete" in found.found) is is_refused

@@ -1,9 +1,10 @@
 """VMIE-BOOT for Linux: boot mode, loader, GRUB's configuration, initramfs. The rules for Windows are elsewhere."""
 
+import shlex
 from collections.abc import Iterator
 
 from diskfs.preflight.boot import BootFacts
-from diskfs.preflight.boot.efi import FALLBACK
+from diskfs.preflight.boot.efi import FALLBACK, EfiPartition
 from diskfs.preflight.boot.grub_files import NAMES
 from diskfs.preflight.facts import Facts
 from diskfs.preflight.linux import LinuxFacts
@@ -34,13 +35,31 @@ def fallback_loader(facts: Facts) -> Iterator[Outcome]:
             others = ", ".join(one.path for one in partition.programs[:6])
             yield failed(
                 f"{partition.volume.name}: {FALLBACK} is not there; there are {others}",
-                f"on the mounted partition: mkdir -p EFI/BOOT && cp .{partition.programs[0].path} .{FALLBACK}",
+                _copy_loader(partition),
             )
         elif fallback.machine != "x86_64":
             said = fallback.machine or "no PE program"
             yield failed(f"{partition.volume.name}: {fallback.path} is for {said}, not x86_64")
         else:
             yield passed(f"{partition.volume.name}: {fallback.path}")
+
+
+def _copy_loader(partition: EfiPartition) -> str | None:
+    """Return how to make the fallback of a loader: GRUB with the shim that lies beside it, or GRUB alone."""
+    by_path = {one.path.lower(): one for one in partition.loaders}
+    for path, shim in by_path.items():
+        grub = by_path.get(f"{path.rpartition('/')[0]}/grubx64.efi")
+        if path.endswith("/shimx64.efi") and grub is not None:
+            copies = [f"cp {_here(shim.path)} .{FALLBACK}", f"cp {_here(grub.path)} ./EFI/BOOT/grubx64.efi"]
+            return f"on the mounted partition: mkdir -p EFI/BOOT && {' && '.join(copies)}"
+    for path, one in by_path.items():
+        if path.rpartition("/")[2] in {"grubx64.efi", "grub.efi"}:
+            return f"on the mounted partition: mkdir -p EFI/BOOT && cp {_here(one.path)} .{FALLBACK}"
+    return None
+
+
+def _here(path: str) -> str:
+    return shlex.quote(f".{path}")
 
 
 @check("VMIE-BOOT-07")
@@ -108,7 +127,9 @@ def bls_default(facts: Facts) -> Iterator[Outcome]:
         return
     saved = environment.values.get("saved_entry", "")
     if environment.problem:
-        yield failed(f"{environment.path}: {environment.problem}", f"grub2-editenv {environment.path} create")
+        yield failed(
+            f"{environment.path}: {environment.problem}", f"grub2-editenv {shlex.quote(str(environment.path))} create"
+        )
     elif not saved:
         yield failed(f"{environment.path}: saved_entry is not set", _set_default(grub.bls[0].id if grub.bls else "ID"))
     elif grub.bls and saved not in {entry.id for entry in grub.bls} and not matches(menu.entries, saved):
@@ -120,7 +141,7 @@ def bls_default(facts: Facts) -> Iterator[Outcome]:
 
 
 def _set_default(entry: str) -> str:
-    return f"grub2-set-default {entry}"
+    return f"grub2-set-default {shlex.quote(entry)}"
 
 
 @check("VMIE-BOOT-10")
@@ -155,7 +176,7 @@ def _has(linux: LinuxFacts, name: str) -> bool:
 
 
 def _rebuild(linux: LinuxFacts) -> str:
-    release = linux.default_kernel.release if linux.default_kernel else "RELEASE"
+    release = shlex.quote(linux.default_kernel.release) if linux.default_kernel else "RELEASE"
     return f"rebuild it in the VM: update-initramfs -u -k {release}, or dracut -f --kver {release}"
 
 

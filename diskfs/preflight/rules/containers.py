@@ -8,6 +8,7 @@ from diskfs.preflight.container import DiskFile, VhdFacts, VmdkFacts
 from diskfs.preflight.facts import Facts
 from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, not_checked, passed, unknown
 from diskfs.preflight.rules.registry import check
+from diskfs.preflight.stream_end import check_last_grain
 from diskfs_formats.errors import CorruptImage, UnknownFormat
 from diskfs_formats.findings import Finding, Severity
 from diskfs_formats.gzipped import GzipSource
@@ -75,11 +76,12 @@ def _format(facts: Facts, file: DiskFile, taken: set[str]) -> Outcome:
     if name == "empty":
         return failed(f"{file} is an empty file", "export the VM again")
     if name.endswith("-compressed"):
-        return failed(f"{file} is a {name} file", f"decompress it, then run diskfs preflight {_quoted(facts)} again")
+        return failed(f"{file} is a {name} file", "decompress it, then run diskfs preflight on what comes out")
     if name == "ISO 9660":
         return failed(f"{file} is the image of an optical disc (ISO 9660)", "import the disk of an installed system")
-    remedy = _convert(facts, "disk.vmdk", "-O vmdk") if file.disk is not None and file.disk.opened else None
-    return failed(f"{file} is {name}", remedy)
+    if file.disk is not None and file.disk.opened:
+        return failed(f"{file} is {name}", _convert(facts, "disk.vmdk", _which(facts, file) + "-O vmdk"))
+    return failed(f"{file} is {name}", "export the disk as VMDK (stream-optimized), VHD or raw")
 
 
 @check("VMIE-FMT-04")
@@ -244,7 +246,8 @@ def _device(_facts: Facts, file: DiskFile, vmdk: VmdkFacts) -> Outcome:
 
 @check("VMIE-FMT-11")
 def vmdk_is_intact(facts: Facts) -> Iterator[Outcome]:
-    """Header, footer, grain directory and end-of-stream marker are read; with --deep every grain is inflated, and an
+    """Header, footer, grain directory and end-of-stream marker are read, and where there is no footer the place of the
+    last grain; with --deep every grain is inflated, and an
     OVA's manifest compared, which reads the whole file.
     """
     files = [file for file in facts.files if file.stored is None or "vmdk" in file.candidates]
@@ -259,6 +262,8 @@ def vmdk_is_intact(facts: Facts) -> Iterator[Outcome]:
             yield unknown(f"{file} could not be opened: {file.problem}")
         elif vmdk.is_stream and vmdk.is_directory_at_end and not vmdk.has_end_of_stream:
             yield failed(f"{file}: the last 512 bytes are no end-of-stream marker: the file is incomplete")
+        elif vmdk.is_stream and not vmdk.is_directory_at_end and (problem := _cut(file)):
+            yield failed(f"{file}: {problem}")
         elif facts.deep and file.disk is not None:
             errors = list(_errors(file.disk.check()))
             for error in errors:
@@ -277,6 +282,14 @@ def vmdk_is_intact(facts: Facts) -> Iterator[Outcome]:
     if facts.deep and appliance is not None:
         for error in _errors(appliance.verify()):
             yield failed(error.message)
+
+
+def _cut(file: DiskFile) -> str:
+    try:
+        check_last_grain(file.bytes)
+    except CorruptImage as error:
+        return str(error)
+    return ""
 
 
 def _errors(findings: Iterable[Finding]) -> Iterator[Finding]:

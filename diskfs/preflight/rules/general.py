@@ -1,5 +1,6 @@
 """VMIE-GEN: what is asked of every guest, whichever system it is."""
 
+import shlex
 from collections.abc import Iterator
 
 from diskfs.guest.files import find
@@ -270,7 +271,7 @@ def prepared_for_a_snapshot(facts: Facts) -> Iterator[Outcome]:
     if broken:
         yield failed(
             f"import-image would refuse it: {', '.join(broken)}",
-            f"see diskfs preflight {facts.location} --for import-image",
+            f"see diskfs preflight {shlex.quote(facts.location)} --for import-image",
         )
     elif facts.guests:
         yield passed("no rule of import-image about the guest fails")

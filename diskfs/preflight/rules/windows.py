@@ -79,7 +79,10 @@ def english_language_pack(facts: Facts) -> Iterator[Outcome]:
     installed, number = languages.ui[0]
     others = [pack for pack in languages.packs if not pack.lower().startswith("en-")]
     for pack in others[:MAX_SHOWN]:
-        yield failed(f"{languages.packs_where} has {pack!r}", f"remove it: lpksetup /u {pack}")
+        yield failed(
+            f"{languages.packs_where} has {pack!r}",
+            "remove it: lpksetup /u" + (f" {pack}" if pack.replace("-", "").isalnum() else ""),
+        )
     if number is not None and number & 0x3FF != ENGLISH_US & 0x3FF:
         yield failed(f"{installed}; English (US) is 0409")
     name = windows.system(r"CurrentControlSet\Control\ComputerName\ComputerName", "ComputerName")
