@@ -111,13 +111,14 @@ DISKS: dict[str, Callable[[Path], Written]] = {
 
 
 def files_of(
-    disk: DiskImage, format_name: str, variant: str, file_name: str, **options: bool
+    disk: DiskImage, format_name: str, variant: str, file_name: str, *, reproducible: bool = False, azure: bool = False
 ) -> tuple[LaidOutFile, ...]:
     """Lay a disk out."""
     writer, found = writer_for(format_name, variant)
     assert isinstance(writer, LayoutWriter)
     assert found == variant
-    return writer.layout(disk, WriteOptions(variant=variant, file_name=file_name, **options))
+    options = WriteOptions(variant=variant, file_name=file_name, reproducible=reproducible, azure=azure)
+    return writer.layout(disk, options)
 
 
 def write_by_map(file: LaidOutFile, folder: Path) -> Path:
