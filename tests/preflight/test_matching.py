@@ -50,8 +50,36 @@ def test_messages_as_aws_sends_them(text: str, best: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "best"),
+    [
+        ("disk validtion faild unsuported vmdk file formt", "VMIE-ERR-04"),
+        ("Unsuported kernel verson 5.15.0-1", "VMIE-ERR-27"),
+        ("ClientError: Footers not identicel", "VMIE-ERR-09"),
+        ("ClientError: Mutliple diferent grub/menu.lst files fuond", "VMIE-ERR-05"),
+        ("The service role vmimport does not exist", "VMIE-ERR-06"),
+        ("BLSC-style GRUB found", "VMIE-ERR-23"),
+        ("Unable to detect default kernel", "VMIE-ERR-23"),
+        ("OVA with chunked disk files", "VMIE-ERR-03"),
+        ("we were unable to read your imports initrd", "VMIE-ERR-24"),
+        ("Client.UnsupportedOperation", "VMIE-ERR-16"),
+        ("NotExportable", "VMIE-ERR-17"),
+        ("FirstBootFailure", "VMIE-ERR-21"),
+    ],
+)
+def test_typing_errors_and_parts_find_their_entry(text: str, best: str) -> None:
+    assert best in {found.entry.id for found in find_entries(text)}
+
+
+def test_one_text_of_two_operations_finds_both() -> None:
+    found = {found.entry.id for found in find_entries("No bootable partition found")}
+    assert found == {"VMIE-ERR-08", "VMIE-ERR-21g"}
+
+
+@pytest.mark.parametrize(
     "text",
-    ["", " ", "the quick brown fox jumps over the lazy dog", "error", "the import failed", "x" * 100_000,
+    ["", " ", "disk", "the file", "role", "kernel panic", "hello world", "not found", "import instance failed",
+     "permission denied (publickey)", "Connection timed out", "no such file or directory",
+     "the quick brown fox jumps over the lazy dog", "error", "the import failed", "x" * 100_000,
      "An error occurred (UnauthorizedOperation) when calling the DescribeInstances operation: not authorized"],
 )  # fmt: skip
 def test_other_texts_find_nothing(text: str) -> None:
