@@ -15,9 +15,9 @@ from typing import cast
 from urllib.parse import unquote
 
 from diskfs.convert.copy import copy_disk
+from diskfs.convert.counting import CountedDisk
 from diskfs.convert.job import (
     STREAM_TABLES,
-    CountedDisk,
     Job,
     Phase,
     Sinks,

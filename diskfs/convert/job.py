@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 from diskfs.convert.compare import first_difference
 from diskfs.convert.copy import Copied, copy_disk
+from diskfs.convert.counting import CountedDisk, CountingSink
 from diskfs.errors import SinkError
 from diskfs.sinks import system_calls
 from diskfs.sinks.device import DeviceSink
@@ -21,13 +22,12 @@ from diskfs.sinks.positioned import ObjectSink, sink_error
 from diskfs.sources.file import FileSource, open_file, open_files
 from diskfs.sources.locate import LocatedSource, files_beside, open_location
 from diskfs.sources.locations import RemoteOptions
-from diskfs_formats.driver import DiskImage, ImageInfo, NoRelatedFiles, RelatedFiles
+from diskfs_formats.driver import DiskImage, NoRelatedFiles, RelatedFiles
 from diskfs_formats.errors import ChecksumMismatch, CorruptImage, ParentUnavailable, UnsupportedFeature
-from diskfs_formats.extents import Extent, ExtentKind
 from diskfs_formats.registry import driver_named, writer_for
 from diskfs_formats.source import ByteSource, SourceSlice
 from diskfs_formats.text import printable
-from diskfs_formats.writer import LaidOutFile, LayoutWriter, Progress, Sink, StreamWriter, WriteOptions
+from diskfs_formats.writer import LaidOutFile, LayoutWriter, Progress, StreamWriter, WriteOptions
 
 if TYPE_CHECKING:
     from diskfs.sinks.s3_multipart import S3Sink
@@ -38,7 +38,6 @@ Target: TypeAlias = "FileSink | PipeSink | DeviceSink | S3Sink"
 STREAM_OVERHEAD = 32
 """A stream is at most this part larger than its disk, and STREAM_TABLES: grains that do not compress, and markers."""
 STREAM_TABLES = 16 << 20
-
 FLAT_ENDINGS = ("-flat", "-flat-2")
 """The endings of the data file's name, the usual one first: an image that replaces another takes a free one."""
 MAX_DESCRIPTOR = 64 << 10
@@ -303,66 +302,10 @@ def _add(summary: Summary, copied: Copied) -> None:
     summary.written += copied.written
 
 
-def _note(summary: Summary, counted: "CountedDisk", target: "CountingSink") -> None:
+def _note(summary: Summary, counted: CountedDisk, target: CountingSink) -> None:
     summary.read = counted.data
     summary.written = target.written
     summary.file_size = target.size
-
-
-class CountedDisk:
-    """A disk that counts how many bytes of data the map that it gives out has; one reader at a time."""
-
-    def __init__(self, disk: DiskImage) -> None:
-        self._disk = disk
-        self.data = 0
-
-    @property
-    def name(self) -> str:
-        return self._disk.name
-
-    @property
-    def size(self) -> int:
-        return self._disk.size
-
-    @property
-    def info(self) -> ImageInfo:
-        return self._disk.info
-
-    def read_at(self, offset: int, length: int, /) -> bytes:
-        return self._disk.read_at(offset, length)
-
-    def extents(self, offset: int = 0, length: int | None = None, /) -> Iterator[Extent]:
-        for extent in self._disk.extents(offset, length):
-            if extent.kind is ExtentKind.DATA:
-                self.data += extent.length
-            yield extent
-
-    def close(self) -> None:
-        self._disk.close()
-
-
-class CountingSink:
-    """Counts what is appended to another sink."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self.written = 0
-        self.size = 0
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> None:
-        self._sink.write(data)
-        self.written += len(data)
-        self.size += len(data)
-
-    def write_zeroes(self, length: int, /) -> None:
-        self._sink.write_zeroes(length)
-        self.size += length
-
-    def commit(self) -> None:
-        self._sink.commit()
-
-    def abort(self) -> None:
-        self._sink.abort()
 
 
 class _PartialFiles(NoRelatedFiles):

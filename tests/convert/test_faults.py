@@ -78,7 +78,7 @@ def test_a_write_that_the_system_refuses_leaves_nothing(noise: Path, tmp_path: P
 
 @pytest.mark.root
 @pytest.mark.fuse
-@pytest.mark.parametrize(("fault", "format_name"), zip(FAULTS, ["vhdx", "vmdk", "ova", "vhd"], strict=True))
+@pytest.mark.parametrize(("fault", "format_name"), list(zip(FAULTS, ["vhdx", "vmdk", "ova", "vhd"], strict=True)))
 def test_a_fault_at_any_point_leaves_the_target_as_it_was(fault: str, format_name: str, tmp_path: Path) -> None:
     # A short tier of scripts/soak-convert.
     source = tmp_path / "source.raw"
