@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from diskfs.errors import SinkError
 from diskfs.preflight.drawing import draw_disk
 from diskfs.sinks.file import FileSink
 from diskfs_formats.text import human_size, printable
@@ -29,7 +30,10 @@ FIRST_LINE = "<!doctype html><!-- diskfs preflight -->"
 
 def write_page(report: dict[str, Any], path: Path) -> None:
     """Write the page; raises SinkError for a file that is there and is no page of ours, and if writing fails."""
-    sink = FileSink(path, replace=_is_page(path))
+    replace = _is_page(path)
+    if not replace and path.exists():
+        raise SinkError(f"{path}: it is there already, and is no report of diskfs preflight: give another name")
+    sink = FileSink(path, replace=replace)
     try:
         sink.write(render_page(report).encode())
         sink.commit()

@@ -224,7 +224,7 @@ def test_the_command_writes_the_page_and_replaces_only_its_own(tmp_path: Path) -
     assert "<b>" not in text
     other = qemu_image(tmp_path / "other.vmdk", "vmdk")
     before = other.read_bytes()
-    with pytest.raises(SinkError, match=r"other\.vmdk"):
+    with pytest.raises(SinkError, match=r"other\.vmdk: it is there already.*another name"):
         write_page(report(), other)
     assert other.read_bytes() == before
     assert not [name for name in os.listdir(tmp_path) if "part" in name]

@@ -8,7 +8,7 @@ import pytest
 from diskfs.preflight.request import Operation
 from diskfs.preflight.rules.catalogue import rules
 from diskfs.preflight.rules.engine import Result, run, run_rule
-from tests.preflight.checking import MIB, result_of
+from tests.preflight.checking import MIB, appliance, qemu_image, result_of
 from tests.preflight.linux_guest import RELEASE, ROOT_UUID, LinuxGuest, core_image, make_guest
 
 
@@ -80,3 +80,20 @@ def test_what_diskfs_cannot_convert_gets_a_remedy_that_fits(tmp_path: Path, oper
     assert result.refuses
     assert "QED" in result.found
     assert result.remedy == "export the disk as VMDK (stream-optimized), VHD or raw"
+
+
+def test_an_appliance_stays_one_for_import_image(tmp_path: Path) -> None:
+    path = appliance(tmp_path / "vm.ova", [qemu_image(tmp_path / "one.vmdk", "vmdk")])
+    assert result_of(path, "VMIE-FMT-04").remedy == f"diskfs convert {path} vm.ova -O ova"
+    assert result_of(path, "VMIE-FMT-04", "import-snapshot").remedy == (
+        f"diskfs convert {path} disk.vmdk --disk 0 -O vmdk --variant streamOptimized"
+    )
+
+
+def test_an_fstab_that_leads_in_a_circle_cannot_be_read(guest: LinuxGuest) -> None:
+    guest.link("/etc/fstab", "/etc/fstab.real")
+    guest.link("/etc/fstab.real", "/etc/fstab")
+    result = _result(guest, "VMIE-LIN-12")
+    assert result.refuses
+    assert "they lead in a circle" in result.found
+    assert result.remedy == "make /etc/fstab a file"

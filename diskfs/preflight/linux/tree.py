@@ -6,7 +6,7 @@ looked up once. Not for several threads.
 
 from collections.abc import Iterator, Mapping
 
-from diskfs.guest.errors import GuestError
+from diskfs.guest.errors import GuestError, LinkError
 from diskfs.guest.files import MAX_LINKS, FileKind, GuestEntry, GuestFiles, split_path
 from diskfs.preflight.linux.text import MAX_TEXT, SMALL_TEXT, decode
 from diskfs_formats.source import ByteSource
@@ -153,12 +153,12 @@ class GuestTree:
             if entry.kind is FileKind.LINK and (todo or follow):
                 links += 1
                 if links > MAX_LINKS:
-                    raise GuestError(f"{path}: over {MAX_LINKS} links are on the way; they lead in a circle")
+                    raise LinkError(f"{path}: over {MAX_LINKS} links are on the way; they lead in a circle")
                 if entry.target.startswith("/"):
                     at = []
                 todo += reversed(split_path(entry.target))
                 if len(todo) > 4096:
-                    raise GuestError(f"{path}: its links lead too far")
+                    raise LinkError(f"{path}: its links lead too far")
                 continue
             at.append(name)
         return tuple(at)

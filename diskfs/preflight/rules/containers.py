@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from diskfs.preflight.container import DiskFile, VhdFacts, VmdkFacts
 from diskfs.preflight.facts import Facts
+from diskfs.preflight.request import Operation
 from diskfs.preflight.rules.outcome import Outcome, failed, not_applicable, not_checked, passed, unknown
 from diskfs.preflight.rules.registry import check
 from diskfs.preflight.stream_end import check_last_grain
@@ -93,7 +94,10 @@ def stream_optimized(facts: Facts) -> Iterator[Outcome]:
 
 
 def _stream_optimized(facts: Facts, file: DiskFile, vmdk: VmdkFacts) -> Outcome:
-    remedy = _convert(facts, "disk.vmdk", _which(facts, file) + "-O vmdk --variant streamOptimized")
+    if facts.container is not None and facts.request.operation is Operation.IMPORT_IMAGE:
+        remedy = _convert(facts, "vm.ova", "-O ova")  # all disks again, in an appliance again
+    else:
+        remedy = _convert(facts, "disk.vmdk", _which(facts, file) + "-O vmdk --variant streamOptimized")
     kind = f"createType={vmdk.create_type!r}" if vmdk.create_type else "no createType"
     if vmdk.flags is None:
         return failed(f"{file}: {vmdk.kind}, {kind}: there is no sparse header at offset 0", remedy)

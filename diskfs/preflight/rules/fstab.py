@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from diskfs.guest.errors import LinkError
 from diskfs.preflight.facts import Facts
 from diskfs.preflight.linux.devices import UNSTABLE_DEVICE
 from diskfs.preflight.linux.fstab import FstabEntry
@@ -21,7 +22,11 @@ def readable_fstab(facts: Facts) -> Iterator[Outcome]:
     A line that is invalid is a warning: the import comments it out.
     """
     linux = linux_of(facts)
-    fstab = linux.fstab
+    try:
+        fstab = linux.fstab
+    except LinkError as error:
+        yield failed(str(error), f"make {FSTAB} a file")
+        return
     if fstab is None:
         yield failed(f"{linux.root.place}/fstab: there is no such file")
         return
