@@ -18,9 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Drop an overlay and every change in it, after asking."""
     from diskfs.disks.overlay import OverlayFolder
+    from diskfs.errors import DamagedOverlay
 
-    # What is no overlay is refused before anybody is asked.
-    location = OverlayFolder.inspect(options.overlay).location
+    # What is no overlay is refused before anybody is asked; a damaged one can be dropped like any other.
+    try:
+        location = OverlayFolder.inspect(options.overlay).location
+    except DamagedOverlay as error:
+        print_error(str(error))
+        location = "a source whose name is lost"
     shown = printable(str(options.overlay))
     if not options.yes:
         if not sys.stdin.isatty():

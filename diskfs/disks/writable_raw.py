@@ -4,6 +4,7 @@ Everywhere else a change goes to an overlay. A raw image has no structure of its
 what a power loss does to it, it does to a disk.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -45,6 +46,11 @@ class WritableRawImage:
             if not self._is_regular and not stat.S_ISBLK(status.st_mode):
                 raise UnsupportedFeature(f"{self._name}: it is no file and no block device, and cannot be changed")
             self._lock(descriptor)
+            if self._is_regular and (device := _loop_device_of(status)):
+                raise SinkError(
+                    f"{self._name}: {device} shows it, and has a cache of its own that would not see what is written; "
+                    f"detach it first (losetup -d {device}), or mount {device} itself"
+                )
             self._size = status.st_size if self._is_regular else os.lseek(descriptor, 0, os.SEEK_END)
         except BaseException:
             os.close(descriptor)
@@ -161,3 +167,13 @@ class WritableRawImage:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _loop_device_of(status: os.stat_result) -> str | None:
+    """Return a loop device whose file this is, as far as we may see."""
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            file = backing.read_text(errors="surrogateescape").removesuffix("\n")
+            if os.path.samestat(Path(file).stat(), status):
+                return f"/dev/{backing.parts[-3]}"
+    return None

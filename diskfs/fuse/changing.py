@@ -1,6 +1,7 @@
 """Which disks of a mount can be changed, and where the changes go: to an overlay, or into a raw image itself."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def _in_place(opened: OpenedSource) -> Iterator[dict[int, WrittenDisk]]:
 
 def _require_outside(folder: Path, mountpoint: Path) -> None:
     """Refuse an overlay that the mount would hide: serving a write would then wait for itself."""
-    if folder.resolve().is_relative_to(mountpoint):
+    # Links in a circle are for whoever opens the folder to refuse.
+    if Path(os.path.realpath(folder)).is_relative_to(mountpoint):
         raise MountError(
             f"{printable(str(folder))}: the overlay lies under the mountpoint {printable(str(mountpoint))}; choose a "
             "folder elsewhere"

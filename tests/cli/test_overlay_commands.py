@@ -95,6 +95,14 @@ def test_a_source_that_is_elsewhere_is_named_and_a_changed_one_refused(changed: 
     assert "was changed since" in message
 
 
+def test_rollback_drops_a_damaged_overlay_too(changed: tuple[Path, Path, bytes]) -> None:
+    _, overlay, _ = changed
+    description = overlay / "overlay.json"
+    description.write_bytes(description.read_bytes()[:-20])
+    assert "it is no JSON" in diskfs("rollback", "--yes", overlay).stderr
+    assert not overlay.exists()
+
+
 def test_rollback_asks_and_drops(changed: tuple[Path, Path, bytes]) -> None:
     raw, overlay, _ = changed
     before = sha256(raw)

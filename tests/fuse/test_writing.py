@@ -327,12 +327,35 @@ def test_a_raw_image_is_changed_in_place_only_when_asked_and_only_by_one(tmp_pat
     assert raw.read_bytes() == expected
 
 
+@pytest.mark.root
+def test_an_image_under_a_loop_device_is_not_changed_in_place(tmp_path: Path) -> None:
+    raw = make_disk(tmp_path)
+    (tmp_path / "mnt").mkdir()
+    device = run("losetup", "--find", "--show", raw).strip()
+    try:
+        message = diskfs("mount", "--read-write", raw, tmp_path / "mnt", expect=1).stderr
+        assert f"{device} shows it" in message
+    finally:
+        run("losetup", "--detach", device)
+    with mounted(raw, tmp_path / "mnt", "--read-write"):
+        pass
+
+
 def test_nothing_but_a_local_raw_image_is_changed_in_place(tmp_path: Path) -> None:
     _, vmdk = make_stream(tmp_path)
     (tmp_path / "mnt").mkdir()
     message = diskfs("mount", "--read-write", vmdk, tmp_path / "mnt", expect=1).stderr
     assert "only raw images are changed in place, and this is vmdk; mount it with --overlay DIR" in message
     diskfs("mount", "--read-write", "--overlay", tmp_path / "o", vmdk, tmp_path / "mnt", expect=2)
+
+
+def test_an_overlay_at_links_in_a_circle_is_refused(tmp_path: Path) -> None:
+    raw = make_disk(tmp_path)
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
+    message = diskfs("mount", "--overlay", tmp_path / "circle", raw, tmp_path / "mnt", expect=1).stderr
+    assert "circle: " in message
+    assert "RuntimeError" not in message
 
 
 def test_an_overlay_under_the_mountpoint_is_refused(tmp_path: Path) -> None:

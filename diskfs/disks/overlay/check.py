@@ -35,17 +35,20 @@ def check_disk(storage: Storage, header: IndexHeader, name: str) -> Iterator[Fin
         except FileNotFoundError:
             yield _damage("overlay-index-missing", f"{place}: it is missing")
         sizes = segment_sizes(header.virtual_size)
-        files = []
+        missing = 0
         for number, size in enumerate(sizes):
             data_place = f"{name}/{data_name(header.disk, number)}"
             try:
                 file = storage.open(data_name(header.disk, number), write=False)
             except FileNotFoundError:
                 yield _damage("overlay-data-missing", f"{data_place}: it is missing")
+                missing += 1
+                if missing >= MAX_FINDINGS:
+                    break
                 continue
-            closing.callback(file.close)
-            files.append(file)
-            if (found := file.size()) != size:
+            found = file.size()
+            file.close()
+            if found != size:
                 yield _damage("overlay-data-size", f"{data_place}: it has {found} bytes, expected {size}")
         if index is not None and index.size() == header.file_size:
             yield from _check_pages(index, header, place)

@@ -128,10 +128,14 @@ def parse_description(text: bytes, name: str) -> OverlayDescription:
 
 
 def _parsed(document: Mapping[str, Any]) -> OverlayDescription:
-    options = {**document["options"], "parents": tuple(document["options"]["parents"])}
+    options = dict(document["options"])
+    if isinstance(options["parents"], list):
+        options["parents"] = tuple(options["parents"])
     if set(options) != {item.name for item in fields(SourceOptions)} or not isinstance(document["location"], str):
         raise ValueError("the options or the location")
-    if document["block_size"] not in BLOCK_SIZES:
+    if not all(_is_of_type(name, value) for name, value in options.items()):
+        raise TypeError("an option of the source")
+    if type(document["block_size"]) is not int or document["block_size"] not in BLOCK_SIZES:
         raise ValueError("the block size")
     return OverlayDescription(
         UUID(document["id"]),
@@ -140,6 +144,14 @@ def _parsed(document: Mapping[str, Any]) -> OverlayDescription:
         SourceOptions(**options),
         document["block_size"],
     )
+
+
+def _is_of_type(name: str, value: object) -> bool:
+    if name == "parents":
+        return isinstance(value, tuple) and all(isinstance(parent, str) for parent in value)
+    if isinstance(getattr(SourceOptions(), name), bool):
+        return isinstance(value, bool)
+    return value is None or isinstance(value, str)
 
 
 def _checksum(document: Mapping[str, Any]) -> str:

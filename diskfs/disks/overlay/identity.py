@@ -18,6 +18,10 @@ from diskfs_formats.text import printable
 MAX_FILES = 4096
 """Files of a disk that are looked at: a chain of 16, or the pieces of 2 GiB of a disk of 8 TiB."""
 
+MAX_INDEX = 1 << 32
+MAX_DISK_SIZE = 1 << 62
+"""What an index can state; the names of a disk's data files are counted by its size."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
@@ -75,8 +79,7 @@ class SourceIdentity:
             )
             for disk in stored["disks"]
         )
-        numbers: list[object] = [number for disk in disks for number in (disk.index, disk.virtual_size)]
-        if any(not isinstance(number, int) or number < 0 for number in numbers):
+        if any(not _within(disk.index, MAX_INDEX) or not _within(disk.virtual_size, MAX_DISK_SIZE) for disk in disks):
             raise ValueError("a disk's number or size is none")
         return cls(stored["container"], FileIdentity(**stored["file"]), disks)
 
@@ -108,6 +111,10 @@ class SourceIdentity:
                 if text := _difference_of_files(one, two):
                     return f"{where}{printable(two.name)}: {text}"
         return None
+
+
+def _within(number: object, limit: int) -> bool:
+    return type(number) is int and 0 <= number < limit
 
 
 def _difference_of_files(one: FileIdentity, two: FileIdentity) -> str | None:

@@ -10,16 +10,21 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from diskfs.errors import DamagedOverlay
 from diskfs_formats.source import Buffer
+from diskfs_formats.text import printable
 
 SECTOR = 512
 """Bytes that are written wholly or not at all."""
 _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
+_NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
+"""A link, a folder, or a socket in the place of a file."""
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _RWF_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
@@ -89,7 +94,7 @@ class Storage(Protocol):
         ...
 
     def open(self, name: str, /, *, create: bool = False, write: bool = True) -> StoredFile:
-        """Open a regular file, never through a symbolic link."""
+        """Open a regular file, never through a symbolic link; raises DamagedOverlay for anything else of that name."""
         ...
 
     def rename(self, name: str, new_name: str, /) -> None:
@@ -239,7 +244,17 @@ class LocalStorage:
 
     def open(self, name: str, /, *, create: bool = False, write: bool = True) -> LocalFile:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_RDWR if write else os.O_RDONLY)
-        return LocalFile(os.open(self._folder / name, flags | (os.O_CREAT if create else 0), 0o600))
+        path = self._folder / name
+        try:
+            descriptor = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                raise _no_regular_file(path) from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise _no_regular_file(path)
+        return LocalFile(descriptor)
 
     def rename(self, name: str, new_name: str, /) -> None:
         (self._folder / name).rename(self._folder / new_name)
@@ -259,6 +274,10 @@ class LocalStorage:
 
     def remove_folder(self) -> None:
         self._folder.rmdir()
+
+
+def _no_regular_file(path: Path) -> DamagedOverlay:
+    return DamagedOverlay(f"{printable(str(path))}: it is no regular file: something else was put in its place")
 
 
 def _sync_folder(folder: Path) -> None:

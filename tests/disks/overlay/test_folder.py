@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
+import google_crc32c
 import pytest
 
 from diskfs.disks.opening import OpenedSource, open_source
@@ -416,8 +417,54 @@ def test_every_flipped_bit_of_the_index_is_refused(folder: Path, source: OpenedS
             OverlayFolder.open(folder, source)
 
 
-def test_a_link_in_the_place_of_a_file_is_not_followed(folder: Path, tmp_path: Path, source: OpenedSource) -> None:
-    (folder / "disk0.data").rename(tmp_path / "elsewhere")
-    (folder / "disk0.data").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DiskfsError, match="symbolic links"):
+@pytest.mark.parametrize("name", ["disk0.data", "disk0.index", "overlay.json", "lock"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_no_file_is_refused_by_name(
+    folder: Path, tmp_path: Path, source: OpenedSource, name: str, kind: str
+) -> None:
+    path = folder / name
+    path.rename(tmp_path / "elsewhere")
+    if kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(DamagedOverlay, match=f"{name}: it is no regular file"):
         OverlayFolder.open(folder, source)
+    with pytest.raises(DamagedOverlay, match=f"{name}: it is no regular file"):
+        list(OverlayFolder.check(folder))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("block_size",), 4096.0),
+        (("options", "format_name"), 5),
+        (("options", "parents"), [1]),
+        (("options", "parents"), "abc"),
+        (("options", "sign"), "no"),
+        (("options", "region"), {"a": 1}),
+        (("source", "disks", 0, "virtual_size"), 1 << 62),
+        (("source", "disks", 0, "virtual_size"), True),
+        (("source", "disks", 0, "index"), 1 << 32),
+        (("source", "disks", 0, "index"), -1),
+    ],
+    ids=str,
+)
+def test_a_description_of_other_types_or_sizes_is_refused(
+    folder: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    path = folder / "overlay.json"
+    document = json.loads(path.read_text())
+    del document["crc32c"]
+    inner = document
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    path.write_text(json.dumps({**document, "crc32c": f"{google_crc32c.extend(0, text):08x}"}))
+    with pytest.raises(DamagedOverlay, match="a member is missing or of another type"):
+        OverlayFolder.inspect(folder)
+    with pytest.raises(DamagedOverlay, match="a member is missing or of another type"):
+        list(OverlayFolder.check(folder))
