@@ -19,11 +19,12 @@ class Unit(Enum):
     RATE = (1.0, "/s")
     TIME = (1e-3, "ms")
     MEMORY = (float(1 << 20), "MiB")
+    COUNT = (1.0, "")
 
     def text(self, value: float) -> str:
         one, name = self.value
         number = value / one
-        return f"{number:,.0f} {name}" if number >= 100 else f"{number:.1f} {name}"
+        return (f"{number:,.0f} {name}" if number >= 100 or not name else f"{number:.1f} {name}").rstrip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,15 +60,18 @@ def weed() -> Path | None:
 
 
 @contextlib.contextmanager
-def running(program: Path, folder: Path) -> Iterator[S3Server]:
-    """Start the server with an empty bucket `images`, and end it."""
+def running(program: Path, folder: Path, *, anonymous: bool = False) -> Iterator[S3Server]:
+    """Start the server with an empty bucket `images`, and end it. With `anonymous`, anybody may read it."""
     config = folder / "s3.json"
     identity = {
         "name": "tester",
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    config.write_text(json.dumps({"identities": [identity]}))
+    identities: list[dict[str, Any]] = [identity]
+    if anonymous:
+        identities.append({"name": "anonymous", "actions": ["Read:images"]})
+    config.write_text(json.dumps({"identities": identities}))
     master, volume, filer, s3 = _free_ports(4)
     command = [
         str(program), "-logtostderr", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
