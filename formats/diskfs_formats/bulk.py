@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diskfs_formats.errors import CorruptImage
 from diskfs_formats.extents import Extent, ExtentKind, Stored, clipped
-from diskfs_formats.gathering import MAX_MERGED, MERGE_GAP
+from diskfs_formats.gathering import MAX_MERGED, MERGE_GAP, read_spans
 from diskfs_formats.source import Buffer, SparseSource
 
 PIECE = 256 << 10
@@ -93,18 +93,23 @@ def read_stored(extents: Sequence[Extent]) -> list[Buffer]:
         stored = extents[0].stored
         assert stored is not None
         return [stored.source.read_at(stored.offset, stored.length)]
-    records: list[Buffer] = []
+    groups = []
+    spans = []
     number = 0
     while number < len(extents):
         stop, begin, end = _group(extents, number)
         stored = extents[number].stored
         assert stored is not None
-        data = memoryview(stored.source.read_at(begin, end - begin))
+        groups.append((number, stop, begin))
+        spans.append((stored.source, begin, end - begin))
+        number = stop
+    records: list[Buffer] = []
+    for (number, stop, begin), found in zip(groups, read_spans(spans), strict=True):
+        data = memoryview(found)
         for extent in extents[number:stop]:
             assert extent.stored is not None
             at = extent.stored.offset - begin
             records.append(data[at : at + extent.stored.length])
-        number = stop
     return records
 
 

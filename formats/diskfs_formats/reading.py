@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.gathering import Records, Span, read_spans
-from diskfs_formats.source import Buffer, ByteSource, ReadyReader
+from diskfs_formats.source import Buffer, ByteSource, ReadyReader, takes_ranges
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -167,11 +167,14 @@ class ReadingEngine:
         pieces = [_Piece(extent) for extent in extents]
         encoded = []
         together = []
+        known, is_remote = None, False
         for run in _plain_runs(pieces):
             first, last = run[0].extent.stored, run[-1].extent.stored
             assert first is not None
             assert last is not None
-            if hasattr(first.source, "read_ranges"):
+            if first.source is not known:
+                known, is_remote = first.source, takes_ranges(first.source)
+            if is_remote:
                 together.append(run)
             else:
                 run[0].parts = (first.source.read_at(first.offset, last.offset + last.length - first.offset),)

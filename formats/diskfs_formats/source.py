@@ -37,7 +37,10 @@ class ByteSource(Protocol):
 
 @runtime_checkable
 class RangeReader(Protocol):
-    """Optional capability of remote sources: several ranges fetched side by side."""
+    """Optional capability of remote sources: several ranges fetched side by side.
+
+    What wraps another source has it as well, and says by an attribute `takes_ranges` whether that brings anything.
+    """
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]], /) -> list[bytes]:
         """Return the bytes of each (offset, length), in the order asked."""
@@ -68,6 +71,11 @@ def require_range(source: ByteSource, offset: int, length: int) -> None:
         raise OutOfRange(
             f"{source.name}: {length} bytes at offset {offset:#x} were asked for, the source has {source.size} bytes"
         )
+
+
+def takes_ranges(source: ByteSource) -> bool:
+    """Tell whether several ranges of a source are had sooner if they are asked for at once."""
+    return hasattr(source, "read_ranges") and getattr(source, "takes_ranges", True)
 
 
 def read_ranges(source: ByteSource, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -118,6 +126,7 @@ class SourceSlice:
         self._size = size
         self._name = name
         self._ready = source.read_if_ready if isinstance(source, ReadyReader) else None
+        self.takes_ranges = takes_ranges(source)
 
     @property
     def below(self) -> tuple[ByteSource, ...]:
@@ -169,6 +178,7 @@ class ConcatenatedSource:
         for piece in self._pieces:
             self._starts.append(self._size)
             self._size += piece.size
+        self.takes_ranges = any(takes_ranges(piece) for piece in self._pieces)
 
     @property
     def below(self) -> tuple[ByteSource, ...]:
@@ -196,6 +206,23 @@ class ConcatenatedSource:
                 return None
             parts.append(part)
         return b"".join(parts)
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]], /) -> list[bytes]:
+        """Each piece is asked for all that is wanted of it at once."""
+        parts: list[list[bytes]] = []
+        by_piece: dict[int, list[tuple[int, int, int, int]]] = {}
+        for number, (offset, length) in enumerate(ranges):
+            require_range(self, offset, length)
+            spans = list(self._spans(offset, length))
+            parts.append([b""] * len(spans))
+            for place, (piece, start, count) in enumerate(spans):
+                by_piece.setdefault(id(piece), []).append((number, place, start, count))
+        for piece in self._pieces:
+            wanted = by_piece.pop(id(piece), [])
+            found = read_ranges(piece, [(start, count) for _, _, start, count in wanted])
+            for (number, place, _, _), data in zip(wanted, found, strict=True):
+                parts[number][place] = data
+        return [b"".join(part) for part in parts]
 
     def _spans(self, offset: int, length: int) -> Iterator[tuple[ByteSource, int, int]]:
         index = bisect.bisect_right(self._starts, offset) - 1

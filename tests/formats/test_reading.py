@@ -11,11 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from diskfs_formats.bulk import Piece, read_piece
 from diskfs_formats.errors import CorruptImage
 from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.gathering import MAX_MERGED, MERGE_GAP
 from diskfs_formats.reading import ReadingEngine, UnitCache, is_plain_data, zeroes
-from diskfs_formats.source import Buffer, MemorySource
+from diskfs_formats.source import Buffer, ByteSource, MemorySource, SourceSlice
 
 UNIT = 1000
 PATIENCE = 30
@@ -81,7 +82,7 @@ def sample(units: int = 64) -> bytes:
     return random.Random(units).randbytes(units * UNIT)
 
 
-def plain(source: MemorySource, offset: int, stored_at: int, length: int) -> Extent:
+def plain(source: ByteSource, offset: int, stored_at: int, length: int) -> Extent:
     return Extent(offset, length, ExtentKind.DATA, Stored(source, stored_at, length))
 
 
@@ -145,6 +146,24 @@ def test_each_of_two_sources_is_asked_once_for_all_its_runs() -> None:
     assert one.requests == [[(0, 10), (300, 10)]]
     assert two.requests == [[(100, 10), (500, 10)]]
     assert local.reads == [(200, 10), (400, 10)]
+
+
+def test_a_slice_of_a_local_file_is_read_as_the_file_is() -> None:
+    source = CountingSource(sample())
+    part = SourceSlice(source, 100, 5000, "slice")
+    assert ReadingEngine().read([plain(part, 0, 300, 10), plain(part, 10, 100, 10)]) == (
+        sample()[400:410] + sample()[200:210]
+    )
+    assert source.reads == [(400, 10), (200, 10)]
+
+
+def test_a_copy_asks_for_all_that_a_piece_needs_at_once() -> None:
+    source, decoder = RangeSource(sample()), Decoder()
+    far = plain(source, 2 * UNIT, 50 * UNIT, UNIT)
+    extents = (decoder.extent(source, 0), decoder.extent(source, 1), far, decoder.extent(source, 3))
+    found = b"".join(read_piece(Piece(0, 4 * UNIT, extents)))
+    assert found == inverted(sample()[: 2 * UNIT]) + sample()[50 * UNIT : 51 * UNIT] + inverted(sample()[3000:4000])
+    assert source.requests == [[(0, 2 * UNIT), (50 * UNIT, UNIT), (3 * UNIT, UNIT)]]
 
 
 def test_nothing_is_read_for_an_empty_request() -> None:

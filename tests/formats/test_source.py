@@ -15,6 +15,7 @@ from diskfs_formats.source import (
     read_if_ready,
     read_ranges,
     require_range,
+    takes_ranges,
 )
 
 DATA = random.Random(1).randbytes(1000)
@@ -136,6 +137,27 @@ def test_a_slice_asks_for_all_ranges_at_once() -> None:
     # The source has these bytes, the slice does not.
     with pytest.raises(OutOfRange):
         read_ranges(part, [(0, 1), (450, 51)])
+
+
+def test_each_of_several_pieces_is_asked_for_all_its_ranges_at_once() -> None:
+    one, two = Recording(DATA[:500]), Recording(DATA[500:])
+    joined = ConcatenatedSource([one, MemorySource(b""), two], "j")
+    ranges = [(600, 10), (490, 20), (0, 0), (0, 10), (499, 1), (500, 1), (990, 10)]
+    assert read_ranges(joined, ranges) == [DATA[offset : offset + length] for offset, length in ranges]
+    assert one.ranges == [(490, 10), (0, 10), (499, 1)]
+    assert two.ranges == [(100, 10), (0, 10), (0, 1), (490, 10)]
+    with pytest.raises(OutOfRange):
+        read_ranges(joined, [(0, 1), (999, 2)])
+
+
+def test_what_wraps_a_source_takes_ranges_if_that_does() -> None:
+    remote, local = Recording(DATA), MemorySource(DATA)
+    assert takes_ranges(remote)
+    assert takes_ranges(SourceSlice(SourceSlice(remote, 1, 99, "s"), 1, 9, "t"))
+    assert takes_ranges(ConcatenatedSource([local, remote], "j"))
+    assert not takes_ranges(local)
+    assert not takes_ranges(SourceSlice(SourceSlice(local, 1, 99, "s"), 1, 9, "t"))
+    assert not takes_ranges(ConcatenatedSource([local, local], "j"))
 
 
 def test_one_range_is_an_ordinary_read() -> None:

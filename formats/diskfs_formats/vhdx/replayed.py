@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diskfs_formats.reading import ready_reader
-from diskfs_formats.source import Buffer, ByteSource, read_ranges, require_range
+from diskfs_formats.source import Buffer, ByteSource, read_ranges, require_range, takes_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class ReplayedSource:
     def __init__(self, source: ByteSource, changes: Sequence[Change], size: int) -> None:
         self._source = source
         self._ready = ready_reader(source)
+        self.takes_ranges = takes_ranges(source)
         self._changes = tuple(changes)
         self._ends = [change.end for change in changes]
         self._size = size
@@ -88,9 +89,18 @@ class ReplayedSource:
         )
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]], /) -> list[bytes]:
-        if any(self._is_changed(offset, length) for offset, length in ranges):
-            return [self.read_at(offset, length) for offset, length in ranges]
-        return read_ranges(self._source, ranges)
+        for offset, length in ranges:
+            require_range(self, offset, length)
+        changed = [self._is_changed(offset, length) for offset, length in ranges]
+        own = iter(
+            read_ranges(
+                self._source, [wanted for wanted, is_changed in zip(ranges, changed, strict=True) if not is_changed]
+            )
+        )
+        return [
+            self.read_at(*wanted) if is_changed else next(own)
+            for wanted, is_changed in zip(ranges, changed, strict=True)
+        ]
 
     def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
         require_range(self, offset, length)
