@@ -182,7 +182,21 @@ class Facts:
                     found.add(name)
             except DiskfsError as error:
                 self.guest_error = error
+        if not found and self.guest_error is None:
+            self.guest_error = self._unread_volume()
         return frozenset(found)
+
+    def _unread_volume(self) -> DiskfsError | None:
+        """Return why a volume that may hold the system could not be looked into, if there is one."""
+        from diskfs.guest.errors import GuestError  # noqa: PLC0415 - as above
+
+        try:
+            for volume in self.volumes:
+                if volume.problem:
+                    return GuestError(f"not all volumes could be looked into: {volume.name}: {volume.problem}")
+        except DiskfsError as error:
+            return error
+        return None
 
 
 def _gather(name: str, facts: Facts) -> Any:

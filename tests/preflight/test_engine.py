@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from diskfs.preflight.rules.outcome import (
 from diskfs.preflight.rules.registry import Check, check, checks
 from diskfs_formats.errors import CorruptImage
 from diskfs_formats.findings import Severity
+from tests.preflight.checking import MIB, disk, result_of, status_of
+from tests.preflight.checking import run as run_tool
 
 RULE = rules()["VMIE-FMT-01"]
 
@@ -138,3 +141,23 @@ def test_facts_are_gathered_once_errors_included() -> None:
         with pytest.raises(CorruptImage, match="damaged"):
             _ = facts.damage
     assert calls == ["size", "damage"]
+
+
+def test_a_volume_that_is_not_read_may_hold_the_system(tmp_path: Path) -> None:
+    """JFS is a file system that the guide lists: that nothing was found on it is not that nothing is there."""
+    image = disk(tmp_path / "disk.raw", "start=2048, type=83, bootable\n")
+    part = tmp_path / "part"
+    with part.open("wb") as file:
+        file.truncate(63 * MIB)
+    run_tool("mkfs.jfs", "-q", part)
+    with image.open("r+b") as file:
+        file.seek(MIB)
+        file.write(part.read_bytes())
+    for rule in ("VMIE-LIN-12", "VMIE-BOOT-10", "VMIE-WIN-01"):
+        found = result_of(image, rule)
+        assert found.status.value == "unknown"
+        assert found.found == (
+            "what system is on the disks is not known: not all volumes could be looked into: disk0p1: JFS is "
+            "recognised and not read"
+        )
+    assert status_of(disk(tmp_path / "empty.raw", "start=2048, type=83\n"), "VMIE-LIN-12") == "not-applicable"
