@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from diskfs.retrying import Deadline
 from diskfs.sources.fetching import FETCHERS, Fetchers
-from diskfs.sources.remote import PIECE, RemoteObject
+from diskfs.sources.remote import PIECE, SPARE, Piece, RemoteObject
 from diskfs.sources.statistics import STATISTICS
 from diskfs_formats.source import Buffer, require_range
 
@@ -59,11 +59,11 @@ class BlockMemory:
     """
 
     def __init__(self, capacity: int = MEMORY) -> None:
-        self._halves: tuple[OrderedDict[tuple[int, int], bytes], ...] = (OrderedDict(), OrderedDict())
+        self._halves: tuple[OrderedDict[tuple[int, int], Piece], ...] = (OrderedDict(), OrderedDict())
         self._sizes = [0, 0]
         self._capacity = capacity // 2
 
-    def get(self, key: tuple[int, int]) -> bytes | None:
+    def get(self, key: tuple[int, int]) -> Piece | None:
         """Return a block; note its use, unless it streams by: what was read of a stream goes before what was not."""
         single, streamed = self._halves
         block = single.get(key)
@@ -75,10 +75,14 @@ class BlockMemory:
     def __contains__(self, key: object) -> bool:
         return any(key in half for half in self._halves)
 
-    def put(self, key: tuple[int, int], block: bytes, *, streamed: bool) -> None:
-        """Keep a block."""
+    def put(self, key: tuple[int, int], block: Piece, *, streamed: bool) -> None:
+        """Keep a block. Those of a stream come and go with the others of their buffer; any other gets its own, so that
+        no more is kept than is counted.
+        """
         if key in self:
             return
+        if not streamed and len(block) < len(block.buffer):
+            block = Piece.of(bytes(block.view))
         index = 1 if streamed else 0
         half = self._halves[index]
         half[key] = block
@@ -112,7 +116,7 @@ class _Fetch:
 
     blocks: range
     is_urgent: bool
-    future: "Future[list[bytes]]" = field(default_factory=Future)
+    future: "Future[list[Piece]]" = field(default_factory=Future)
 
 
 @dataclass(slots=True, eq=False)
@@ -173,7 +177,7 @@ class CachedSource:
             if length:
                 wanted.extend(range(offset // BLOCK, (offset + length - 1) // BLOCK + 1))
         found = self._obtain(sorted(set(wanted)))
-        return [self._cut(found, offset, length) for offset, length in ranges]
+        return [bytes(_cut(found, offset, length)) for offset, length in ranges]
 
     def read_if_ready(self, offset: int, length: int, /) -> Buffer | None:
         require_range(self, offset, length)
@@ -197,24 +201,11 @@ class CachedSource:
             fetches = self._plan([self._ahead(first, last)])
         STATISTICS.add(cache_hits=len(found))
         self._start(fetches)
-        return self._cut(found, offset, length)
+        return _cut(found, offset, length)
 
-    def _cut(self, found: dict[int, bytes], offset: int, length: int) -> bytes:
-        if not length:
-            return b""
-        first, last = offset // BLOCK, (offset + length - 1) // BLOCK
-        start = offset - first * BLOCK
-        if first == last:
-            block = found[first]
-            return block if start == 0 and length == len(block) else block[start : start + length]
-        views = [memoryview(found[number]) for number in range(first, last + 1)]
-        views[0] = views[0][start:]
-        views[-1] = views[-1][: offset + length - last * BLOCK]
-        return b"".join(views)
-
-    def _obtain(self, wanted: Sequence[int]) -> dict[int, bytes]:
+    def _obtain(self, wanted: Sequence[int]) -> dict[int, Piece]:
         """Return blocks: from memory, from what is under way, or fetched now. Raises what fetching raises."""
-        found: dict[int, bytes] = {}
+        found: dict[int, Piece] = {}
         awaited: dict[int, _Fetch] = {}
         missing: list[int] = []
         with self._shared.lock:
@@ -322,30 +313,30 @@ class CachedSource:
             )
             work.add_done_callback(functools.partial(self._settle, fetch))
 
-    def _bring(self, blocks: range, deadline: Deadline) -> list[bytes]:
+    def _bring(self, blocks: range, deadline: Deadline) -> list[Piece]:
         """Return blocks, those from the cache's folder that it has."""
         if self._stored is None:
             return self._request(blocks.start, len(blocks), deadline)
-        stored = {}
+        stored: dict[int, Piece] = {}
         for number in blocks:
-            block = self._stored.load(self._remote.key, number, self._length(number))
-            if block is not None:
-                stored[number] = block
+            data = self._stored.load(self._remote.key, number, self._length(number))
+            if data is not None:
+                stored[number] = Piece.of(data)
         STATISTICS.add(stored_hits=len(stored))
         for first, last in _runs([number for number in blocks if number not in stored]):
             for number, block in enumerate(self._request(first, last + 1 - first, deadline), first):
                 stored[number] = block
-                self._stored.store(self._remote.key, number, block)
+                self._stored.store(self._remote.key, number, bytes(block.view))
         return [stored[number] for number in blocks]
 
-    def _request(self, first: int, count: int, deadline: Deadline) -> list[bytes]:
+    def _request(self, first: int, count: int, deadline: Deadline) -> list[Piece]:
         offset = first * BLOCK
         return self._remote.fetch(offset, min(count * BLOCK, self.size - offset), deadline)
 
     def _length(self, number: int) -> int:
         return min(BLOCK, self.size - number * BLOCK)
 
-    def _settle(self, fetch: _Fetch, done: "Future[list[bytes]]") -> None:
+    def _settle(self, fetch: _Fetch, done: "Future[list[Piece]]") -> None:
         """Keep what came, and let the next reader try again what did not."""
         error = done.exception()
         with self._shared.lock:
@@ -366,7 +357,23 @@ class CachedSource:
         with self._shared.lock:
             self._closed = True
             self._shared.memory.forget(self._number)
+        SPARE.clear()
         self._remote.close()
+
+
+def _cut(found: dict[int, Piece], offset: int, length: int) -> Buffer:
+    """Return a range of the blocks that it lies in: a view where one buffer has them all, else a copy."""
+    if not length:
+        return b""
+    first, last = offset // BLOCK, (offset + length - 1) // BLOCK
+    skipped = offset - first * BLOCK
+    begin = found[first]
+    if all(found[number].buffer is begin.buffer for number in range(first + 1, last + 1)):
+        return begin.buffer[begin.start + skipped : begin.start + skipped + length]
+    views = [found[number].view for number in range(first, last + 1)]
+    views[0] = views[0][skipped:]
+    views[-1] = views[-1][: offset + length - last * BLOCK]
+    return b"".join(views)
 
 
 def _runs(numbers: Sequence[int], gap: int = 0) -> list[tuple[int, int]]:

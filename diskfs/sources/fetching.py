@@ -13,6 +13,7 @@ from contextlib import suppress
 from diskfs.clients import MAX_CONNECTIONS
 from diskfs.errors import SourceError
 from diskfs.retrying import STOPPING
+from diskfs.sources.remote import Piece
 
 
 class Fetchers:
@@ -25,11 +26,11 @@ class Fetchers:
         self._threads = 0
         self._unfinished = 0
         self._number = 0
-        self._open: set[Future[list[bytes]]] = set()
+        self._open: set[Future[list[Piece]]] = set()
 
-    def submit(self, work: Callable[[], list[bytes]], *, urgent: bool) -> "Future[list[bytes]]":
+    def submit(self, work: Callable[[], list[Piece]], *, urgent: bool) -> "Future[list[Piece]]":
         """Run `work` on a thread; what nobody waits for yet is not urgent."""
-        future: Future[list[bytes]] = Future()
+        future: Future[list[Piece]] = Future()
 
         def run() -> None:
             try:
@@ -58,7 +59,7 @@ class Fetchers:
             _, _, run = self._work.get()
             run()
 
-    def _settle(self, future: "Future[list[bytes]]", result: list[bytes] | None, error: BaseException | None) -> None:
+    def _settle(self, future: "Future[list[Piece]]", result: list[Piece] | None, error: BaseException | None) -> None:
         with self._lock:
             self._open.discard(future)
             self._unfinished -= 1

@@ -9,7 +9,6 @@ import re
 import ssl
 import threading
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
@@ -26,6 +25,7 @@ from diskfs.clients import CONNECT_TIMEOUT, check_proxied, http_pool, proxied_po
 from diskfs.errors import AccessDenied, SourceChanged, SourceError, SourceNotFound
 from diskfs.proxies import Proxy, bracketed, proxy_for
 from diskfs.retrying import Transient, seconds_asked
+from diskfs.sources.bodies import close_body, read_body, read_body_into
 from diskfs.sources.locations import RemoteOptions, shown
 from diskfs.sources.remote import Version
 from diskfs_formats.errors import UnsafeReference
@@ -52,27 +52,11 @@ class HttpAnswer:
     def read(self, length: int, /) -> bytes:
         return read_body(self._response, length)
 
+    def read_into(self, room: memoryview, /) -> int:
+        return read_body_into(self._response, room)
+
     def close(self) -> None:
         close_body(self._response)
-
-
-def read_body(response: Any, length: int) -> bytes:
-    """Return what has arrived of a body, at most `length` bytes, at least one but at the end; raises Transient."""
-    try:
-        data: bytes = response.read1(length)
-    except ReadTimeoutError as error:
-        raise Transient("the server stopped sending") from error
-    except (HTTPError, http.client.HTTPException, OSError) as error:
-        raise Transient(f"the connection broke while the body came ({type(error).__name__})") from error
-    return data
-
-
-def close_body(response: Any) -> None:
-    """Give the connection back if nothing of the body is left; else it is of no further use."""
-    if getattr(response, "length_remaining", None) == 0:
-        response.release_conn()
-    else:
-        response.close()
 
 
 class HttpTransport:

@@ -7,7 +7,9 @@ again, from the first byte that is missing, until the deadline.
 
 import hashlib
 import re
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ from diskfs_formats.errors import UnsupportedFeature
 
 PIECE = 256 << 10
 """Bytes that are handed on at a time."""
+SEGMENT = 4 * PIECE
+"""Bytes of one buffer at most: the largest request of the kernel, so that it is answered without a copy."""
+SPARE_BUFFERS = 80
+"""Buffers that are remembered to be used again: those of what streams by, and some under way."""
 IDLE_TIMEOUT = 15.0
 """Seconds without a byte after which a try is given up."""
 SLOW_AFTER = 8.0
@@ -49,6 +55,93 @@ class Version:
         return self.etag if self.etag and not self.etag.startswith("W/") else None
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of an object: those from `start` to `end` of a buffer that is not written to any more.
+
+    The pieces of one buffer follow each other in the object as in the buffer. A piece keeps all of its buffer alive.
+    """
+
+    buffer: memoryview
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes, not copied."""
+        return self.buffer[self.start : self.end]
+
+    @classmethod
+    def of(cls, data: bytes) -> "Piece":
+        """Return a piece that shares its buffer with none."""
+        return cls(memoryview(data), 0, len(data))
+
+
+class SpareBuffers:
+    """Buffers of SEGMENT bytes that are used again once nobody looks at them: a new one costs as much as a copy, as the
+    kernel and then Python fill it with zeroes. Shared by threads.
+    """
+
+    def __init__(self, count: int = SPARE_BUFFERS) -> None:
+        self._made: deque[bytearray] = deque(maxlen=count)
+        self._lock = threading.Lock()
+
+    def take(self) -> memoryview:
+        """Return a buffer with anything in it, which is this caller's alone."""
+        with self._lock:
+            for _ in range(min(2, len(self._made))):
+                oldest = self._made.popleft()
+                self._made.append(oldest)
+                try:
+                    # Python refuses to resize what is still looked at.
+                    oldest.pop()
+                except BufferError:
+                    continue
+                oldest.append(0)
+                return memoryview(oldest)
+            buffer = bytearray(SEGMENT)
+            self._made.append(buffer)
+            return memoryview(buffer)
+
+    def clear(self) -> None:
+        """Give the memory back, as far as nobody looks at it."""
+        with self._lock:
+            self._made.clear()
+
+
+SPARE = SpareBuffers()
+"""Those of this process."""
+
+
+class _Buffers:
+    """Where the bytes of a range go; each buffer is made when its first byte comes. `offset` is a multiple of PIECE."""
+
+    def __init__(self, offset: int, length: int) -> None:
+        self._skipped = offset % SEGMENT
+        self._length = length
+        self._made: list[memoryview] = []
+
+    def room(self, at: int) -> memoryview:
+        """Return what is to hold the bytes from `at` on, counted from the beginning of the range."""
+        number, within = divmod(self._skipped + at, SEGMENT)
+        if number == len(self._made):
+            begin = max(number * SEGMENT, self._skipped)
+            end = min((number + 1) * SEGMENT, self._skipped + self._length)
+            self._made.append(SPARE.take() if end - begin == SEGMENT else memoryview(bytearray(end - begin)))
+        return self._made[number][within if number else within - self._skipped :]
+
+    def pieces(self) -> list[Piece]:
+        """Return all that was read, which must be all that was asked for."""
+        return [
+            Piece(buffer, start, min(start + PIECE, len(buffer)))
+            for buffer in (made.toreadonly() for made in self._made)
+            for start in range(0, len(buffer), PIECE)
+        ]
+
+
 class Answer(Protocol):
     """One answer of a server, of status 200, 206 or 416; anything else is raised by the transport.
 
@@ -57,6 +150,13 @@ class Answer(Protocol):
 
     status: int
     headers: dict[str, str]
+
+    def read_into(self, room: memoryview, /) -> int:
+        """Put what has arrived of the body, at least one byte but at its end, into `room`; return how many bytes.
+
+        Raises Transient. What of `room` lies behind them may be overwritten too.
+        """
+        ...
 
     def read(self, length: int, /) -> bytes:
         """Return up to `length` bytes of the body, none at its end; raises Transient."""
@@ -124,35 +224,32 @@ class RemoteObject:
         """Return the patience for a fetch, which begins now."""
         return Deadline(self._deadline)
 
-    def fetch(self, offset: int, length: int, deadline: Deadline | None = None) -> list[bytes]:
-        """Return the bytes of a range, in pieces of PIECE bytes counted from `offset`; only the last may be shorter.
+    def fetch(self, offset: int, length: int, deadline: Deadline | None = None) -> list[Piece]:
+        """Return the bytes of a range, in pieces of PIECE bytes; only the last may be shorter.
+
+        `offset` is a multiple of PIECE. Pieces of one aligned SEGMENT share a buffer.
 
         Raises SourceChanged if the object is not the version that was opened, SourceError if the deadline passes.
         """
         deadline = deadline or self.deadline()
         if not deadline.left:
             raise SourceError(f"{self.name}: no request could be sent for {deadline.seconds:.0f} s: too many hang")
-        pieces: list[bytes] = []
-        unfinished: list[bytes] = []
+        buffers = _Buffers(offset, length)
         received = tries = 0
         while received < length:
             begun = received
             try:
-                for data in self._try(offset, length, received, deadline):
-                    unfinished.append(data)
-                    received += len(data)
-                    deadline.received(len(data))
-                    if received % PIECE == 0 or received == length:
-                        pieces.append(unfinished[0] if len(unfinished) == 1 else b"".join(unfinished))
-                        unfinished = []
+                for count in self._try(buffers, offset, length, received, deadline):
+                    received += count
+                    deadline.received(count)
             except Transient as error:
                 # A try that brought something has found a working server: begin with short pauses again.
                 tries = 0 if received - begun >= PIECE else tries + 1
                 wait_to_retry(error, tries, deadline, f"{self.name}: {length} bytes at offset {offset:#x}")
-        return pieces
+        return buffers.pieces()
 
-    def _try(self, offset: int, length: int, received: int, deadline: Deadline) -> Iterator[bytes]:
-        """Yield what one request for the rest of a range brings, never across a multiple of PIECE; raises Transient."""
+    def _try(self, buffers: _Buffers, offset: int, length: int, received: int, deadline: Deadline) -> Iterator[int]:
+        """Put what one request for the rest of a range brings into buffers, and yield how much; raises Transient."""
         STATISTICS.add(requests=1)
         begun, at = time.monotonic(), received
         first, last = offset + received, offset + length - 1
@@ -160,12 +257,12 @@ class RemoteObject:
         with closing(answer):
             self._require_right_answer(answer, first, length - received)
             while at < length:
-                data = answer.read(min(PIECE - at % PIECE, length - at))
-                if not data:
+                count = answer.read_into(buffers.room(at))
+                if not count:
                     raise Transient(f"the body ended {length - at} bytes early")
-                at += len(data)
-                STATISTICS.add(bytes_fetched=len(data))
-                yield data
+                at += count
+                STATISTICS.add(bytes_fetched=count)
+                yield count
                 elapsed = time.monotonic() - begun
                 if at < length and elapsed > SLOW_AFTER and at - received < elapsed * SLOWEST_TRY:
                     raise Transient(f"only {at - received} bytes came in {elapsed:.0f} s")

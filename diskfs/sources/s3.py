@@ -9,7 +9,8 @@ from typing import Any
 from diskfs.errors import AccessDenied, SourceChanged, SourceError, SourceNotFound
 from diskfs.retrying import seconds_asked
 from diskfs.s3 import DENIED, EXPIRED, NOT_ACCEPTED, Refused, S3Requests, Way, parse_place
-from diskfs.sources.http import close_body, error_of, read_body
+from diskfs.sources.bodies import close_body, read_body, read_body_into
+from diskfs.sources.http import error_of
 from diskfs.sources.locations import RemoteOptions, shown
 from diskfs.sources.remote import IDLE_TIMEOUT, Version
 from diskfs_formats.errors import UnsupportedFeature
@@ -29,6 +30,9 @@ class S3Answer:
     def read(self, length: int, /) -> bytes:
         return read_body(self._body, length)
 
+    def read_into(self, room: memoryview, /) -> int:
+        return read_body_into(self._body, room)
+
     def close(self) -> None:
         close_body(self._body)
 
@@ -42,6 +46,9 @@ class EmptyAnswer:
 
     def read(self, _length: int, /) -> bytes:
         return b""
+
+    def read_into(self, _room: memoryview, /) -> int:
+        return 0
 
     def close(self) -> None:
         pass
