@@ -315,7 +315,11 @@ def test_zero_padding_is_passed_over(padding: int) -> None:
     assert content(SMALL + bytes(padding)) == b"content" * 1000
 
 
-@pytest.mark.parametrize("after", [b"x", b"\x1f", bytes(1000) + b"x", bytes(1 << 20) + b"x", bytes(1) + SMALL])
+@pytest.mark.parametrize(
+    "after",
+    [b"x", b"\x1f", bytes(1000) + b"x", bytes(1 << 20) + b"x", bytes(1) + SMALL],
+    ids=["x", "half a signature", "x after zeroes", "x after many zeroes", "a member after a zero"],
+)
 def test_anything_else_after_the_end_is_an_error(after: bytes) -> None:
     with pytest.raises(CorruptImage, match=f"after the end of the gzip data at {len(SMALL):#x}"):
         content(SMALL + after)
