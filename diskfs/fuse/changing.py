@@ -1,9 +1,11 @@
 """Which disks of a mount can be changed, and where the changes go: to an overlay, or into a raw image itself."""
 
+import fcntl
 import logging
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +56,12 @@ def changeable(
 
 @contextmanager
 def _overlaid(opened: OpenedSource, folder: Path, how_opened: SourceOptions) -> Iterator[dict[int, WrittenDisk]]:
-    overlay = OverlayFolder.open(folder, opened, create=True, options=how_opened)
-    try:
+    with ExitStack() as closing:
+        for disk in opened.disks:
+            if isinstance(disk.stored, FileSource):
+                closing.enter_context(_kept_as_it_is(disk.stored))
+        overlay = OverlayFolder.open(folder, opened, create=True, options=how_opened)
+        closing.callback(overlay.close)
         written = {}
         for disk in opened.disks:
             if disk.opened is not None:
@@ -65,8 +71,18 @@ def _overlaid(opened: OpenedSource, folder: Path, how_opened: SourceOptions) -> 
         yield written
         for each in written.values():
             each.disk.flush()
-    finally:
-        overlay.close()
+
+
+@contextmanager
+def _kept_as_it_is(file: FileSource) -> Iterator[None]:
+    """Keep `--read-write` off an image that an overlay needs unchanged, where its file system has locks."""
+    with ExitStack() as closing:
+        if stat.S_ISREG(file.status.st_mode):
+            with suppress(OSError):
+                descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                closing.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
 
 
 @contextmanager

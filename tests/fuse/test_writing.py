@@ -341,6 +341,16 @@ def test_an_image_under_a_loop_device_is_not_changed_in_place(tmp_path: Path) ->
         pass
 
 
+def test_an_image_that_an_overlay_needs_unchanged_is_not_changed_in_place(tmp_path: Path) -> None:
+    raw = make_disk(tmp_path)
+    (tmp_path / "other").mkdir()
+    with mounted(raw, tmp_path / "mnt", "--overlay", tmp_path / "overlay"):
+        message = diskfs("mount", "--read-write", raw, tmp_path / "other", expect=1).stderr
+        assert "another program has it open and locked" in message
+    with mounted(raw, tmp_path / "other", "--read-write"):
+        pass
+
+
 def test_nothing_but_a_local_raw_image_is_changed_in_place(tmp_path: Path) -> None:
     _, vmdk = make_stream(tmp_path)
     (tmp_path / "mnt").mkdir()
