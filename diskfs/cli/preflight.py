@@ -102,8 +102,7 @@ IDS_IN_A_LINE = 8
 
 
 def _print(report: dict[str, Any], *, quiet: bool, everything: bool) -> None:
-    undecided = any(rule["status"] == "unknown" and rule["severity"] == "error" for rule in report["rules"])
-    limit = ", as far as it could be decided" if undecided and report["verdict"] == "accepted" else ""
+    limit = ", as far as it could be decided" if report["undecided"] and report["verdict"] == "accepted" else ""
     print_line(f"{report['source']}: {report['operation']}: {report['verdict']}{limit}")
     facts = report["facts"]
     for key, title in _FACTS:

@@ -18,7 +18,7 @@ from diskfs.sources.file import FileSource
 from diskfs.sources.locate import BesideFiles, LocatedSource, files_beside, open_location
 from diskfs.sources.locations import RemoteOptions, file_name, shown
 from diskfs_formats.driver import DiskImage, FormatDriver, NoRelatedFiles, ProbeWindow, RelatedFiles
-from diskfs_formats.errors import DiskfsError, ImageError, UnknownFormat, UnsupportedFeature
+from diskfs_formats.errors import CorruptImage, DiskfsError, ImageError, UnknownFormat, UnsupportedFeature
 from diskfs_formats.findings import Finding, Severity
 from diskfs_formats.registry import detect, driver_named
 from diskfs_formats.source import ByteSource
@@ -26,6 +26,8 @@ from diskfs_formats.text import printable
 
 CONTAINERS = ("ova", "ovf")
 """What `--format` takes besides the names of the drivers."""
+STREAM_OPTIMIZED = "#streamoptimized"
+"""How the URI of that format ends. Other URIs say less: oVirt calls every image a sparse VMDK."""
 
 
 @dataclass
@@ -227,7 +229,14 @@ def _opened_disk(described: "ApplianceDisk", member_size: int | None, related: A
             # A disk in chunks has no member of its own name: its size is that of all chunks.
             disk.file_size = stored.size if member_size is None else member_size
             disk.findings = described.findings
-            disk.driver = driver_named(detect(ProbeWindow.of(stored), stored.name))
+            format_name = detect(ProbeWindow.of(stored), stored.name)
+            if format_name == "raw" and described.format_uri.lower().endswith(STREAM_OPTIMIZED):
+                raise CorruptImage(
+                    f"{stored.name}: the descriptor says that it is a stream-optimized VMDK, and it does not begin as "
+                    "one: its header is damaged, or the descriptor is wrong; take the file out of the appliance, and "
+                    "open it with --format"
+                )
+            disk.driver = driver_named(format_name)
             disk.opened = disk.driver.open(stored, related)
             if described.parent_ref and not disk.opened.info.has_parent:
                 raise UnsupportedFeature(

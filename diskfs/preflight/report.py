@@ -12,6 +12,7 @@ from diskfs.preflight.picture import describe_disks
 from diskfs.preflight.request import Request
 from diskfs.preflight.rules.engine import Result, run
 from diskfs.preflight.rules.outcome import Status
+from diskfs_formats.findings import Severity
 
 REFUSED = "refused"
 ACCEPTED = "accepted"
@@ -26,6 +27,11 @@ def make_report(facts: Facts) -> dict[str, Any]:
         "operation": facts.request.operation.value,
         "request": _request(facts.request),
         "verdict": REFUSED if any(result.refuses for result in results) else ACCEPTED,
+        "undecided": [
+            result.rule.id
+            for result in results
+            if result.status is Status.UNKNOWN and result.severity is Severity.ERROR
+        ],
         "facts": _facts(found),
         "disks": describe_disks(facts),
         "changes": [{"where": change.where, "what": change.what} for change in found.changes],

@@ -85,3 +85,18 @@ def test_a_delta_by_the_descriptor_whose_image_stands_alone_is_refused(corpus: P
     archive = appliance(tmp_path, corpus, [("top", PARENT, "base"), ("base", "ntfs-fixed.vhd", "")])
     with open_source(str(archive)) as opened, pytest.raises(UnsupportedFeature, match="delta of disk 'base'"):
         _ = opened.disk(0).image
+
+
+@pytest.mark.parametrize("container", ["ova", "ovf"])
+def test_a_stream_optimized_disk_with_a_damaged_header_is_not_read_as_raw(
+    container: str, corpus: Path, tmp_path: Path
+) -> None:
+    archive = appliance(tmp_path, corpus, [("only", PARENT, "")])
+    described = (tmp_path / "vm.ovf").read_text()
+    uri = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
+    (tmp_path / "vm.ovf").write_text(described.replace('ovf:format="vhd"', f'ovf:format="{uri}"'))
+    (tmp_path / PARENT).write_bytes(b"\xff" * 65536)
+    run("tar", "--format=ustar", "-C", tmp_path, "-cf", archive, "vm.ovf", PARENT)
+    with open_source(str(archive if container == "ova" else tmp_path / "vm.ovf")) as opened:
+        with pytest.raises(CorruptImage, match="says that it is a stream-optimized VMDK"):
+            opened.disk(0).image  # noqa: B018 - reading the property raises
