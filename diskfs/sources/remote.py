@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from diskfs.errors import SourceChanged, SourceError
-from diskfs.retrying import STOPPING, Deadline, Transient, pause
+from diskfs.retrying import FIRST_PAUSE, LONGEST_ASKED_PAUSE, STOPPING, Deadline, Transient, pause
 from diskfs.sources.statistics import STATISTICS
 from diskfs_formats.errors import UnsupportedFeature
 
@@ -314,8 +314,10 @@ def parse_content_range(headers: dict[str, str]) -> tuple[int, int, int] | None:
 
 def wait_to_retry(error: Transient, tries: int, deadline: Deadline, what: str) -> None:
     """Sleep before the next try; raises SourceError if there is no time for one, or the process is going away."""
-    seconds = pause(tries, error.after)
-    if seconds >= deadline.left:
+    left = deadline.left
+    # A long pause by chance must not give up the time that is left; one that the server asks for may.
+    seconds = max(min(pause(tries, error.after), left / 2), min(error.after, LONGEST_ASKED_PAUSE), FIRST_PAUSE / 4)
+    if seconds >= left:
         raise SourceError(f"{what}: {error}; given up after {deadline.seconds:.0f} s without progress") from error
     STATISTICS.add(retries=1)
     if STOPPING.wait(seconds):
