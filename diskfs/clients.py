@@ -101,16 +101,22 @@ def _require_public(host: str, addresses: Sequence[str], shown: str) -> None:
             )
 
 
+_METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")
+"""Where Amazon's service for a machine's credentials is by IPv6 (EC2 User Guide, "Access instance metadata")."""
+
+
 def is_meant(host: str) -> bool:
     """Tell whether a host says by itself which address it is."""
     if host.lower() == "localhost":
         return True
     try:
-        ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
     # The service that hands out a machine's credentials is nobody's file server.
-    return not ipaddress.ip_address(host).is_link_local
+    return not address.is_link_local and address != _METADATA_IPV6
 
 
 def http_pool(scheme: str, host: str, port: int, address: str) -> urllib3.HTTPConnectionPool:
@@ -182,4 +188,9 @@ def s3_client(
         default = None if session.region_name else "us-east-1"
         return session.client("s3", endpoint_url=endpoint_url, region_name=default, config=config)
     except (BotoCoreError, ValueError) as error:
-        raise SourceError(f"{location}: the client for S3 cannot be made: {error}") from error
+        # Of a URL that is none it cannot be told what in it is a password.
+        if "endpoint" in str(error).lower():
+            problem = "the URL of the service (--endpoint-url, or as configured) is none; expected http(s)://HOST:PORT"
+        else:
+            problem = printable(str(error))
+        raise SourceError(f"{location}: the client for S3 cannot be made: {problem}") from error

@@ -77,7 +77,7 @@ def proxy_for(scheme: str, host: str, port: int, shown: str) -> Proxy | None:
     authorization = None
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        authorization = "Basic " + base64.b64encode(pair.encode()).decode()
+        authorization = "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
     return Proxy(kind, name, number or _PORTS[kind], variable, authorization)
 
 

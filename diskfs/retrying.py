@@ -54,13 +54,12 @@ def seconds_asked(text: str | None) -> float:
     """Return the seconds of a Retry-After header, 0 if it has none that can be read."""
     if not text:
         return 0.0
-    if text.strip().isdigit():
+    if text.isascii() and text.strip().isdigit():
         return float(text.strip()[:6])
     try:
-        then = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
         return 0.0
-    return max(0.0, then.timestamp() - time.time())
 
 
 STOPPING = threading.Event()

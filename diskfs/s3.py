@@ -8,7 +8,7 @@ import functools
 import re
 import threading
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -185,8 +185,12 @@ def parse_place(location: str, name: str) -> S3Place:
     # A key may hold a question mark: only what is nothing but a version belongs to us.
     head, mark, query = rest.rpartition("?versionId=")
     if mark:
-        fields = parse_qsl(f"versionId={query}")
-        key, version_id = head, fields[0][1] if fields else None
-    if not slash or not key or not _BUCKET.fullmatch(bucket) or len(key.encode("utf-8", "surrogateescape")) > 1024:
+        # Not as a form is read: a plus sign is one.
+        key, version_id = head, unquote(query.partition("&")[0]) or None
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{name}: keys of objects are UTF-8, and this one is not") from error
+    if not slash or not key or not _BUCKET.fullmatch(bucket) or size > 1024:
         raise SourceError(f"{name}: it names no object; expected s3://BUCKET/KEY or s3://BUCKET/KEY?versionId=ID")
     return S3Place(bucket, key, version_id)

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -45,7 +46,8 @@ class Record:
             path = folder / f"{token}.upload"
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self.path, self.descriptor = path, descriptor
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another run may just be looking at it; it finds nothing, and goes on.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             self._append(
                 {"endpoint": self.endpoint, "bucket": self.bucket, "key": self.key, "known": self.known,
                  "began": self.began}
@@ -120,8 +122,12 @@ def ids_of_others(folder: Path, own: Record) -> set[str]:
     for path in _notes(folder):
         if path == own.path:
             continue
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            record = _read(path, file.fileno())
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                record = _read(path, descriptor)
+            finally:
+                os.close(descriptor)
             if record is not None and record.upload_id:
                 found.add(record.upload_id)
     return found
@@ -138,13 +144,14 @@ def _read(path: Path, descriptor: int) -> Record | None:
     """Return what a note says; None if it was cut before its first line was whole, when nothing had been begun."""
     fields: dict[str, object] = {}
     for line in os.pread(descriptor, _MAX_SIZE, 0).split(b"\n"):
-        with contextlib.suppress(ValueError):
+        # Whoever may write here may have nested a thousand brackets.
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(line)
             if isinstance(found, dict):
                 fields.update(found)
     endpoint, bucket, key, known = (fields.get(name) for name in ("endpoint", "bucket", "key", "known"))
-    began = fields.get("began")
-    if not (isinstance(endpoint, str) and isinstance(bucket, str) and isinstance(key, str)):
+    began, upload_id = fields.get("began"), fields.get("upload_id")
+    if not (isinstance(endpoint, str) and isinstance(bucket, str) and isinstance(key, str) and _is_utf8(key)):
         if time.time() - os.fstat(descriptor).st_mtime > 60:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -154,8 +161,16 @@ def _read(path: Path, descriptor: int) -> Record | None:
         bucket,
         key,
         [str(name) for name in known] if isinstance(known, list) else None,
-        float(began) if isinstance(began, int | float) else 0.0,
-        upload_id=str(fields.get("upload_id", "")),
+        began if isinstance(began, float) and math.isfinite(began) else 0.0,
+        upload_id=upload_id if isinstance(upload_id, str) and _is_utf8(upload_id) else "",
         path=path,
         descriptor=descriptor,
     )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

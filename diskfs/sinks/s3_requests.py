@@ -179,6 +179,6 @@ def server_time(answer: dict[str, Any]) -> float:
     """Return when an answer was sent by the server's own clock, in seconds since 1970; ours if it does not say."""
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
     if date:
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             return email.utils.parsedate_to_datetime(date).timestamp()
     return time.time()

@@ -4,6 +4,7 @@ Specification: RFC 9110 (ranges, conditional requests, redirects). The URL is op
 may be a signature, and appears in no message.
 """
 
+import base64
 import http.client
 import re
 import ssl
@@ -36,6 +37,12 @@ _ERROR_SIZE = 1024
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,60})</Code>")
 _TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: ([0-9]{3})")
 _PORTS = {"http": 80, "https": 443}
+_SIGNATURE = re.compile(
+    r"(x-(amz|goog|oss|cos|obs|ms)-[a-z0-9-]+|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid"
+    r"|ossaccesskeyid|sig|se|st|sp|sv|sr|spr|sip|skoid|sktid|skt|ske|sks|skv)(=|$)",
+    re.IGNORECASE,
+)
+"""Fields that signed URLs of Amazon S3 and CloudFront, Google, Azure, and the like have for their permission."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524, 529, 530})
 """Answers after which another try may go better; those above 504 are of load balancers and content networks."""
@@ -76,14 +83,17 @@ class HttpTransport:
         self._host = parts.hostname
         self._port = parts.port or _PORTS[self._scheme]
         self._authorization = _basic_authorization(parts)
+        self._ascii_host = _in_ascii(self._host, self._name)
         self._host_header = parts.netloc.rpartition("@")[2]
+        if not self._host_header.isascii():
+            self._host_header = f"{self._ascii_host}:{self._port}"
+        self._identity = _identity(parts)
         self._proxy = proxy_for(self._scheme, self._host, self._port, self._name)
         self._addresses: Sequence[str] = ()
         if self._proxy is None:
             self._addresses = resolve(self._host, self._port, self._name, allow_private=options.allow_private)
         else:
             check_proxied(self._host, self._port, self._name, allow_private=options.allow_private)
-            self._ascii_host = _in_ascii(self._host, self._name)
         self._pool: urllib3.HTTPConnectionPool | None = None
         self._lock = threading.Lock()
 
@@ -93,7 +103,7 @@ class HttpTransport:
 
     @property
     def identity(self) -> str:
-        return self._name
+        return self._identity
 
     def get(self, first: int | None, last: int | None, version: Version | None, timeout: float, /) -> HttpAnswer:
         headers = {"Accept-Encoding": "identity", "User-Agent": user_agent(), "Host": self._host_header}
@@ -126,8 +136,13 @@ class HttpTransport:
             response = self._send(url, headers, timeout)
             if response.status not in _REDIRECTS:
                 return HttpAnswer(response)
-            target = urljoin(url, response.headers.get("location", ""))
+            location = response.headers.get("location", "")
             response.close()
+            try:
+                target = urljoin(url, location)
+            except ValueError:
+                # As it is, it is refused for being no place of this host.
+                target = location
             self._require_same_host(target)
             url = self._redirected = target
         raise SourceError(f"{self._name}: it was redirected over {MAX_REDIRECTS} times")
@@ -169,7 +184,7 @@ class HttpTransport:
                 if self._proxy is not None:
                     self._pool = proxied_pool(self._scheme, self._ascii_host, self._port, self._proxy)
                 else:
-                    self._pool = http_pool(self._scheme, self._host, self._port, self._addresses[0])
+                    self._pool = http_pool(self._scheme, self._ascii_host, self._port, self._addresses[0])
             return self._pool
 
     def _try_next_address(self) -> None:
@@ -236,13 +251,25 @@ def _split(location: str, name: str) -> SplitResult:
     return parts
 
 
+def _identity(parts: SplitResult) -> str:
+    """Return what tells a URL's file from others: all of it but the user, and what in the query is of a signature.
+
+    A query may say which file it is (`?id=1`), and servers whose ETags are made of time and size give two files the
+    same one. Signatures change from day to day, and what they are for does not.
+    """
+    query = "&".join(field for field in parts.query.split("&") if not _SIGNATURE.match(field))
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme.lower()}://{host}{parts.path}" + (f"?{query}" if query else "")
+
+
 def _basic_authorization(parts: SplitResult) -> str | None:
     if parts.username is None:
         return None
     from urllib.parse import unquote  # noqa: PLC0415
 
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return urllib3.make_headers(basic_auth=pair)["authorization"]
+    # RFC 7617, section 2.1: in UTF-8, as curl sends what is typed.
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode("utf-8", "surrogateescape")
+    return "Basic " + base64.b64encode(pair).decode()
 
 
 def _tls_error(error: Exception, name: str) -> Exception:

@@ -275,9 +275,15 @@ class RemoteObject:
         if answer.status == 416:
             raise SourceChanged(self._changed("it is shorter now"))
         etag, modified = headers.get("etag"), headers.get("last-modified")
+        for found_word, word in ((etag, version.etag), (modified, version.modified)):
+            # Python takes a header that ends with the connection for a whole one.
+            if found_word and word and found_word != word and word.startswith(found_word):
+                raise Transient("the answer ended in the middle of its header")
         if version.etag is not None and etag is not None and etag != version.etag:
             raise SourceChanged(self._changed(f"its ETag was {version.etag} and is {etag}"))
-        if version.strong_etag is None and version.modified != modified:
+        # Of an answer without an ETag, too, the time is all that is left.
+        lacks_etag = etag is None and modified is not None
+        if (version.strong_etag is None or lacks_etag) and version.modified != modified:
             raise SourceChanged(self._changed(f"it was modified {version.modified} then, {modified} now"))
         if (encoding := headers.get("content-encoding", "identity")) != "identity":
             raise Transient(f"the server sent the content encoded as {encoding[:40]!r}")

@@ -180,6 +180,11 @@ def _whole(transport: Transport) -> Iterator[bytes]:
         if answer.status != 200 or answer.headers.get("content-encoding", "identity") != "identity":
             raise Transient("the answer is not the whole file")
         announced = answer.headers.get("content-length")
+        if announced is None and "chunked" not in answer.headers.get("transfer-encoding", "").lower():
+            raise SourceError(
+                f"{transport.name}: the server does not say how long the file is, so that a copy which was cut could "
+                "not be told from a whole one; fetch it by other means and read the copy"
+            )
         received = 0
         while data := answer.read(1 << 20):
             received += len(data)
@@ -210,6 +215,8 @@ def _beside(location: str, file_name: str) -> str:
 def _nanoseconds(modified: str | None) -> int:
     parsed = email.utils.parsedate(modified) if modified else None
     try:
-        return calendar.timegm(parsed) * 10**9 if parsed else 0
+        seconds = calendar.timegm(parsed) if parsed else 0
     except (OverflowError, ValueError):
         return 0
+    # What fits into 64 bits as nanoseconds; hours and minutes may be any number.
+    return seconds * 10**9 if abs(seconds) < 1 << 33 else 0

@@ -10,6 +10,8 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
+import stat
 import struct
 import threading
 import time
@@ -47,8 +49,11 @@ class StoredCache:
         self._disabled = False
         self._lock = threading.Lock()
         self._number = 0
+        # Not the process's number: in containers that share a folder, all may have the same.
+        self._mark = secrets.token_hex(8)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _require_own(folder)
             self._lock_file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise SourceError(f"{printable(str(folder))}: it cannot be used as a cache: {error.strerror}") from error
@@ -81,7 +86,7 @@ class StoredCache:
         path = self._path(key, number)
         with self._lock:
             self._number += 1
-            temporary = path.with_name(f"new-{os.getpid()}-{self._number}")
+            temporary = path.with_name(f"new-{self._mark}-{self._number}")
             self._since_trim += len(header) + len(block)
             due = self._since_trim >= self._size * TRIM_EVERY
             if due:
@@ -142,6 +147,16 @@ class StoredCache:
                 total -= size
         finally:
             fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+
+
+def _require_own(folder: Path) -> None:
+    """Raise SourceError for a folder that others may write: blocks are checked for damage, which anyone can avoid."""
+    status = folder.stat()
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & stat.S_IWOTH:
+        raise SourceError(
+            f"{printable(str(folder))}: other users may put files there, so it is no cache to be trusted; "
+            "name a folder of your own, which only you may write to"
+        )
 
 
 def _is_right(data: bytes, key: str, number: int, length: int) -> bool:

@@ -60,6 +60,42 @@ def test_a_note_that_was_cut_or_is_none_is_no_error(state_folder: Path) -> None:
     assert list(left_behind(state_folder, "e", "b")) == []
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"began": ' + b"9" * 400 + b"}",
+        b'{"began": 1e999}',
+        b'{"began": null}',
+        b'{"upload_id": {"a": 1}}',
+        b'{"upload_id": "\\ud800"}',
+        b'{"known": 7}',
+    ],
+)
+def test_what_a_note_says_is_not_believed(line: bytes, state_folder: Path) -> None:
+    noted(TOKENS[0], "").release()
+    with (state_folder / f"{TOKENS[0]}.upload").open("ab") as file:
+        file.write(line + b"\n")
+    (found,) = left_behind(state_folder, "e", "b")
+    assert (found.key, found.upload_id) == ("k", "")
+    assert found.began in {0.0, 1000.0}
+    found.release()
+
+
+def test_a_note_of_a_key_that_is_no_text_is_none(state_folder: Path) -> None:
+    noted(TOKENS[0], "").release()
+    (state_folder / f"{TOKENS[0]}.upload").write_bytes(b'{"endpoint": "e", "bucket": "b", "key": "\\ud800"}\n')
+    assert list(left_behind(state_folder, "e", "b")) == []
+
+
+def test_a_pipe_among_the_notes_holds_up_nobody(state_folder: Path) -> None:
+    own = noted(TOKENS[0], "own")
+    os.mkfifo(state_folder / f"{TOKENS[1]}.upload")
+    assert ids_of_others(state_folder, own) == set()
+    assert list(left_behind(state_folder, "e", "b")) == []
+    own.forget()
+
+
 def test_a_note_is_for_nobody_else_to_read(state_folder: Path) -> None:
     record = noted(TOKENS[0], "id")
     assert record.path is not None
