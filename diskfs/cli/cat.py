@@ -6,7 +6,7 @@ import sys
 
 from diskfs.cli import exit_codes
 from diskfs.cli.options import add_disk, add_source, size
-from diskfs.cli.output import print_error
+from diskfs.cli.output import output_is_closed, print_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the raw bytes of a disk or partition to standard output."""
+    if output_is_closed():
+        print_error("standard output is closed; redirect it to a file or a pipe")
+        return exit_codes.USAGE
     if sys.stdout.isatty():
         print_error("standard output is a terminal; redirect it to a file or a pipe")
         return exit_codes.USAGE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diskfs.cli import exit_codes
 from diskfs.cli.options import add_json, add_source, number, remote_options
-from diskfs.cli.output import human_size, print_error, print_json, print_line
+from diskfs.cli.output import human_size, output_is_closed, print_error, print_json, print_line
 
 if TYPE_CHECKING:
     from diskfs.convert.job import Summary
@@ -18,7 +18,6 @@ FORMATS = ("raw", "vmdk", "vhd", "vhdx", "ova")
 SUFFIXES = {".raw": "raw", ".img": "raw", ".vmdk": "vmdk", ".vhd": "vhd", ".vhdx": "vhdx", ".ova": "ova"}
 MAX_THREADS = 512
 LEVELS = range(1, 13)
-VHD_SECTOR = 512
 VHD_SECTOR = 512
 
 
@@ -126,6 +125,8 @@ def usage_problem(options: argparse.Namespace) -> str | None:
     if not name:
         return f"{options.target}: its name does not tell the format to write; say it with -O: {', '.join(FORMATS)}"
     if options.target == "-":
+        if output_is_closed():
+            return "standard output is closed; redirect it to a file or a pipe"
         if sys.stdout.isatty():
             return "standard output is a terminal; redirect it to a file or a pipe"
         if options.verify:

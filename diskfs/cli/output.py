@@ -6,7 +6,12 @@ from typing import Any
 
 from diskfs_formats.text import human_size, printable
 
-__all__ = ["human_size", "print_error", "print_json", "print_line", "print_table"]
+__all__ = ["human_size", "output_is_closed", "print_error", "print_json", "print_line", "print_table"]
+
+
+def output_is_closed() -> bool:
+    """Tell whether the process was started without a standard output: what is written there now goes nowhere."""
+    return sys.__stdout__ is None
 
 
 def print_json(document: object) -> None:

@@ -120,7 +120,10 @@ class _Plan:
         of_disks = dict(zip(kept.files, zip(names, disks, strict=True), strict=True))
         members: list[tuple[str, DiskImage | ByteSource]] = []
         for file, stored in others.items():
-            members += [of_disks[file]] if file in of_disks else stored
+            # Files of one href are one member.
+            members += [of_disks[file]] if file in of_disks else [one for one in stored if one not in members]
+        while taken & {f"{stem}{ending}".lower() for ending in (".ovf", ".mf")}:
+            stem += "-2"
         return cls(tuple(disks), names, tuple(members), stem, job, kept)
 
     def descriptor(self, written: Sequence[WrittenDisk]) -> bytes:

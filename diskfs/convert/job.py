@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,8 +16,9 @@ from diskfs.convert.counting import CountedDisk, CountingSink
 from diskfs.errors import SinkError
 from diskfs.sinks import system_calls
 from diskfs.sinks.device import DeviceSink
+from diskfs.sinks.device_layers import share_bytes
 from diskfs.sinks.file import FileSink
-from diskfs.sinks.opening import STANDARD_OUTPUT, is_s3, open_target, target_status
+from diskfs.sinks.opening import STANDARD_OUTPUT, is_s3, open_target, require_readable, target_status
 from diskfs.sinks.pipe import PipeSink
 from diskfs.sinks.positioned import ObjectSink, sink_error
 from diskfs.sources.file import FileSource, open_file, open_files
@@ -247,6 +249,8 @@ class Sinks:
             sink = _open_object(target, self._job)
         else:
             require_no_source(target)
+            if self._job.verify:
+                require_readable(target)
             sink = open_target(target, replace=self._job.replace)
         self._open[target] = sink
         return sink
@@ -282,19 +286,18 @@ def largest_stream(disk_size: int) -> int:
 
 def require_no_source(target: str) -> None:
     """Raise SinkError if the target is one of the files that are being read, by whatever name: the image, a parent, an
-    extent, a device.
+    extent, a device, and what lies below a device.
     """
     status = target_status(target)
     for source in open_files():
-        if status is None or not _is_same_file(status, source.status):
+        if status is None or not share_bytes(status, source.status):
             continue
         shown = "standard output" if target == STANDARD_OUTPUT else printable(target)
-        raise SinkError(f"{shown}: it is {source.name}, which is being read; choose another target")
-
-
-def _is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
-    # Two device nodes may have different names and inodes, and be one device.
-    return os.path.samestat(one, other) or (one.st_rdev != 0 and one.st_rdev == other.st_rdev)
+        is_same = stat.S_IFMT(status.st_mode) == stat.S_IFMT(source.status.st_mode) and (
+            os.path.samestat(status, source.status) or status.st_rdev == source.status.st_rdev != 0
+        )
+        found = f"it is {source.name}" if is_same else f"it shares its bytes with {source.name}"
+        raise SinkError(f"{shown}: {found}, which is being read; choose another target")
 
 
 def _add(summary: Summary, copied: Copied) -> None:

@@ -33,6 +33,15 @@ def target_status(target: str) -> os.stat_result | None:
         raise SinkError(f"{printable(target)}: it cannot be written: {getattr(error, 'strerror', error)}") from error
 
 
+def require_readable(target: str) -> None:
+    """Raise SinkError for a target that can only be written; before it is opened, which waits for a FIFO's reader."""
+    status = target_status(target)
+    if status is not None and (stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode)):
+        raise SinkError(
+            f"{printable(target)}: what went into a pipe cannot be read back; leave --verify out, or write a file"
+        )
+
+
 def open_target(target: str, *, replace: bool = False) -> FileSink | PipeSink | DeviceSink:
     """Open a target: `-`, a path of a file that need not be there, a block device, a FIFO or character device.
 

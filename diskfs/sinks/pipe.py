@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import select
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -42,7 +43,11 @@ class PipeSink:
         left = deque(memoryview(buffer) for buffer in buffers)
         try:
             while left:
-                count = os.writev(self._fd, list(islice(left, MAX_BUFFERS)))
+                try:
+                    count = os.writev(self._fd, list(islice(left, MAX_BUFFERS)))
+                except BlockingIOError:
+                    self._wait()
+                    continue
                 self._position += count
                 while left and count >= len(left[0]):
                     count -= len(left.popleft())
@@ -66,6 +71,12 @@ class PipeSink:
 
     def abort(self) -> None:
         self._close()
+
+    def _wait(self) -> None:
+        """Return when the pipe takes more: somebody who shares it has made it one that does not block."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        poll.poll()
 
     def _close(self) -> None:
         descriptor, self._fd = self._fd, -1

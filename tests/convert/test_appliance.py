@@ -179,6 +179,51 @@ DESCRIPTOR = """<?xml version='1.0' encoding='{encoding}'?>
 """
 
 
+_WITH_FURTHER_FILES = """\
+<?xml version="1.0"?>
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
+  <References>
+    <File ovf:id="f1" ovf:href="disk.vmdk"/>
+    <File ovf:id="f2" ovf:href="out.mf"/>
+    <File ovf:id="f3" ovf:href="OUT-2.ovf"/>
+    <File ovf:id="f4" ovf:href="nvram.bin"/>
+    <File ovf:id="f5" ovf:href="nvram.bin"/>
+  </References>
+  <DiskSection><Info>Disks</Info>
+    <Disk ovf:diskId="d1" ovf:fileRef="f1" ovf:capacity="20974080"
+      ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/>
+  </DiskSection>
+  <VirtualSystem ovf:id="vm"><Info>A machine</Info></VirtualSystem>
+</Envelope>
+"""
+
+
+def test_further_files_never_make_two_members_of_one_name(raw: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    diskfs("convert", raw, folder / "disk.vmdk")
+    (folder / "machine.ovf").write_text(_WITH_FURTHER_FILES)
+    for name in ("out.mf", "OUT-2.ovf", "nvram.bin"):
+        (folder / name).write_text(name)
+    run(
+        "tar",
+        "cf",
+        tmp_path / "source.ova",
+        "-C",
+        folder,
+        "machine.ovf",
+        "disk.vmdk",
+        "out.mf",
+        "OUT-2.ovf",
+        "nvram.bin",
+    )
+    diskfs("convert", tmp_path / "source.ova", tmp_path / "out.ova")
+    names = [name for name, _ in tar_members(tmp_path / "out.ova")]
+    assert names == ["out-2-2.ovf", "out-2-2.mf", "disk.vmdk", "out.mf", "OUT-2.ovf", "nvram.bin"]
+    diskfs("verify", tmp_path / "out.ova")
+    diskfs("compare", raw, tmp_path / "out.ova")
+
+
 @pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16", "ISO-8859-1"])
 def test_a_descriptor_is_corrected_tag_by_tag_and_the_rest_is_kept(encoding: str) -> None:
     text = DESCRIPTOR.format(encoding=encoding)

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,38 @@ def test_a_pipe_gets_every_byte_in_order(target: str, threads: str, raw: Path) -
     result = subprocess.run(command, env=environment(), capture_output=True, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
     assert_same_bytes(result.stdout, raw.read_bytes())
+
+
+def test_a_pipe_that_does_not_block_gets_every_byte(raw: Path) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETFL, os.O_NONBLOCK)
+    command = [sys.executable, "-m", "diskfs", "convert", str(raw), "-", "-O", "raw"]
+    with subprocess.Popen(command, env=environment(), stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        time.sleep(0.5)
+        with open(reading, "rb") as file:
+            content = file.read()
+        assert process.stderr is not None
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+    assert_same_bytes(content, raw.read_bytes())
+
+
+@pytest.mark.parametrize("arguments", ["convert {} - -O raw", "cat {}"])
+def test_an_output_that_is_closed_is_no_success(arguments: str, raw: Path) -> None:
+    command = f"{sys.executable} -m diskfs {arguments.format(raw)} >&-"
+    result = subprocess.run(command, shell=True, env=environment(), stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("diskfs: standard output is closed; redirect it to a file or a pipe\n")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("format_name", ["raw", "ova"])
+def test_a_fifo_that_is_to_be_verified_is_refused_before_anybody_reads_it(
+    format_name: str, raw: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    said = diskfs("convert", raw, tmp_path / "fifo", "-O", format_name, "--verify", code=1).stderr
+    assert "fifo: what went into a pipe cannot be read back" in said
 
 
 def test_a_reproducible_stream_is_the_same_in_a_pipe_and_in_a_file(raw: Path, tmp_path: Path) -> None:

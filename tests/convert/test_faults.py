@@ -287,6 +287,16 @@ def test_a_block_device_that_is_too_small_or_in_use_is_not_touched(raw: Path, tm
 
 
 @pytest.mark.root
+def test_a_device_whose_backing_file_is_being_read_is_not_touched(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    with loop_device(backing, 1 * MIB) as device:
+        for source, target in ((backing, device), (device, backing)):
+            said = diskfs("convert", source, target, "-O", "raw", "--force", code=1).stderr
+            assert f"shares its bytes with {source}, which is being read" in said
+    assert backing.read_bytes() == b"\xaa" * MIB
+
+
+@pytest.mark.root
 def test_a_device_that_fails_is_said_in_one_line(noise: Path, small_folder: Path) -> None:
     backing = small_folder / "backing"
     backing.touch()
