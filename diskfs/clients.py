@@ -4,16 +4,20 @@ A library that retries by itself cannot know what a read may cost in all, and st
 `diskfs.sources.remote` does both. Nothing here is loaded for a path.
 """
 
+import http.client
+import io
 import ipaddress
 import logging
 import queue
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from diskfs.errors import AccessDenied, SourceError, SourceNotFound
 from diskfs.proxies import Proxy
@@ -123,8 +127,10 @@ def http_pool(scheme: str, host: str, port: int, address: str) -> urllib3.HTTPCo
     """Return connections to one address of a host; certificates are checked for the host's name."""
     common = _pool_options()
     if scheme == "https":
-        return urllib3.HTTPSConnectionPool(address, port, server_hostname=host, assert_hostname=host, **common)
-    return urllib3.HTTPConnectionPool(address, port, **common)
+        return _punctual(
+            urllib3.HTTPSConnectionPool(address, port, server_hostname=host, assert_hostname=host, **common)
+        )
+    return _punctual(urllib3.HTTPConnectionPool(address, port, **common))
 
 
 def proxied_pool(scheme: str, host: str, port: int, proxy: Proxy) -> urllib3.HTTPConnectionPool:
@@ -136,7 +142,60 @@ def proxied_pool(scheme: str, host: str, port: int, proxy: Proxy) -> urllib3.HTT
     if proxy.authorization is not None:
         headers["Proxy-Authorization"] = proxy.authorization
     manager = urllib3.ProxyManager(proxy.url, proxy_headers=headers, **_pool_options())
-    return manager.connection_from_host(host, port, scheme)
+    return _punctual(manager.connection_from_host(host, port, scheme))
+
+
+class _TimedInput(io.RawIOBase):
+    """What comes from a connection, until `end`, a monotonic time. A socket's timeout is for each byte anew."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self.end: float | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any, /) -> int | None:
+        if self.end is not None and time.monotonic() > self.end:
+            raise TimeoutError("the header of the answer does not end")
+        count: int | None = self._raw.readinto(room)
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+            super().close()
+
+
+class _PunctualResponse(http.client.HTTPResponse):
+    """An answer whose header has to come within the connection's timeout, and not each of its bytes."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **more: Any) -> None:
+        super().__init__(sock, *arguments, **more)
+        self._input = _TimedInput(self.fp.detach())
+        self.fp = io.BufferedReader(self._input)
+        self._limit = sock.gettimeout()
+
+    def begin(self) -> None:
+        if self._limit is not None:
+            self._input.end = time.monotonic() + self._limit
+        super().begin()
+        self._input.end = None
+
+
+class _PunctualConnection(HTTPConnection):
+    response_class = _PunctualResponse
+
+
+class _PunctualTlsConnection(HTTPSConnection):
+    response_class = _PunctualResponse
+
+
+def _punctual(pool: urllib3.HTTPConnectionPool) -> urllib3.HTTPConnectionPool:
+    """Have all connections of a pool give up headers that do not end."""
+    is_tls = isinstance(pool, urllib3.HTTPSConnectionPool)
+    pool.ConnectionCls = _PunctualTlsConnection if is_tls else _PunctualConnection
+    return pool
 
 
 def _pool_options() -> dict[str, Any]:

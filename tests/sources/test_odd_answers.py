@@ -1,6 +1,8 @@
 """What servers, users and the environment may say that nobody expects: an error that names it, or the right bytes."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,27 @@ def test_an_answer_that_ends_in_its_header_is_asked_for_again(
     monkeypatch.setattr(_Handler, "_answer", once)
     assert source.read_at(0, len(CONTENT)) == CONTENT
     assert cut
+
+
+@pytest.mark.parametrize("endless", [b"X-Header: a\r\n", b"x", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_a_header_that_does_not_end_is_given_up(
+    endless: bytes, web: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drip(handler: _Handler, *_what: Any) -> None:
+        handler.wfile.write(b"" if endless.startswith(b"HTTP") else b"HTTP/1.1 206 Partial Content\r\n")
+        with contextlib.suppress(OSError):
+            # Few enough that not their number ends it.
+            for _ in range(60):
+                handler.wfile.write(endless)
+                time.sleep(0.2)
+        handler.close_connection = True
+
+    url = web.put("disk.raw", CONTENT)
+    monkeypatch.setattr(_Handler, "_answer", drip)
+    begun = time.monotonic()
+    with pytest.raises(SourceError, match="given up"):
+        open_location(url, HASTY)
+    assert time.monotonic() - begun < 8
 
 
 def _ignoring_if_match(get: Callable[[_Handler], None]) -> Callable[[_Handler], None]:
