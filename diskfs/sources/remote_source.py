@@ -17,7 +17,7 @@ from diskfs.errors import SourceError
 from diskfs.retrying import Transient
 from diskfs.sources.cache import CachedSource
 from diskfs.sources.file import FileSource, open_file
-from diskfs.sources.locations import RemoteOptions
+from diskfs.sources.locations import RemoteOptions, shown
 from diskfs.sources.remote import IDLE_TIMEOUT, Probed, RemoteObject, Transport, Version, probe
 from diskfs.sources.statistics import STATISTICS
 from diskfs.sources.stored_cache import StoredCache
@@ -46,6 +46,11 @@ class RemoteSource:
     @property
     def size(self) -> int:
         return self._content.size
+
+    @property
+    def location(self) -> str:
+        """What was opened, secrets included."""
+        return self._location
 
     @property
     def key(self) -> str:
@@ -96,11 +101,14 @@ def names_object(bucket: str, key: str) -> str | None:
     None if there is none.
     """
     for source in list(_OPEN):
-        scheme, _, place = source.name.partition("://")
-        authority, _, path = place.partition("/")
+        # As it was typed, and not as it is shown: a key may have `#`, `?` and control characters in it.
+        scheme = source.location.partition("://")[0]
         if scheme.lower() == "s3":
-            is_it = authority == bucket and path.partition("?versionId=")[0] == key
+            from diskfs.s3 import parse_place  # noqa: PLC0415 - loaded by then
+
+            is_it = parse_place(source.location, "")[:2] == (bucket, key)
         else:
+            authority, _, path = shown(source.location).partition("://")[2].partition("/")
             path = unquote(path)
             is_it = path == f"{bucket}/{key}" or (path == key and authority.startswith(f"{bucket}."))
         if is_it:

@@ -16,6 +16,7 @@ from diskfs.retrying import seconds_asked
 from diskfs.s3 import parse_place
 from diskfs.sources.locate import open_location
 from diskfs.sources.locations import RemoteOptions
+from diskfs.sources.remote_source import names_object
 from diskfs.sources.stored_cache import StoredCache
 from diskfs_formats.errors import UnsafeReference
 from tests.servers.faulty import FaultyServer, _Handler
@@ -223,3 +224,13 @@ def test_a_time_that_is_none_does_not_stand_for_one(web: FaultyServer) -> None:
     url = web.put("disk.raw", CONTENT, modified="Thu, 01 Oct 2026 99999999999999999999:00:00 GMT")
     status = getattr(open_location(url), "status")  # noqa: B009 - of either kind of source
     assert abs(status.st_mtime_ns) < 1 << 63
+
+
+@pytest.mark.parametrize("key", ["a#b", "a?x=1", "a\nb", "a b", "ü", "a?versionId=1"])
+def test_a_source_is_known_as_the_target_whatever_its_key(key: str, web: FaultyServer) -> None:
+    web.put(f"bucket/{key.removesuffix('?versionId=1')}", CONTENT)
+    options = RemoteOptions(endpoint_url=web.endpoint, sign=False, deadline=2)
+    source = open_location(f"s3://bucket/{key}", options)
+    assert names_object("bucket", key.removesuffix("?versionId=1")) == source.name
+    assert names_object("bucket", key + "x") is None
+    source.close()
