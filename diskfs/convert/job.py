@@ -26,6 +26,7 @@ from diskfs.sources.locate import LocatedSource, files_beside, open_location
 from diskfs.sources.locations import RemoteOptions
 from diskfs_formats.driver import DiskImage, NoRelatedFiles, RelatedFiles
 from diskfs_formats.errors import ChecksumMismatch, CorruptImage, ParentUnavailable, UnsupportedFeature
+from diskfs_formats.findings import Severity
 from diskfs_formats.registry import driver_named, writer_for
 from diskfs_formats.source import ByteSource, SourceSlice
 from diskfs_formats.text import printable
@@ -333,10 +334,17 @@ def _verify(disk: DiskImage, job: Job, sinks: Sinks, size: int, phase: Phase) ->
             written: ByteSource = source
             related = files_beside(source, options=job.remote)
         else:
-            written = stack.enter_context(contextlib.closing(_written(main, size)))
+            written = _written(main, size, stack)
             related = _PartialFiles(sinks.files)
-        image = driver_named(job.format).open(written, related)
+        driver = driver_named(job.format)
+        image = driver.open(written, related)
         stack.callback(image.close)
+        # Damage that our reader copes with, by a second copy, may be too much for others. Grains are decoded below.
+        is_read_once = image.info.compressed or isinstance(main, ObjectSink)
+        for finding in image.info.findings if is_read_once else driver.check(written, related):
+            # A raw disk has no structures; its size is the source's, whatever it is.
+            if finding.severity is not Severity.INFO and job.format != "raw":
+                raise CorruptImage(f"{printable(job.target)}: what was written is not sound: {finding.message}")
         require_same(disk, image, job, phase, stack)
 
 
@@ -345,12 +353,13 @@ def open_written(sink: ObjectSink, job: Job) -> LocatedSource:
     return open_location(sink.location, replace(job.remote, cache_folder=None))
 
 
-def _written(sink: FileSink | PipeSink | DeviceSink, size: int) -> ByteSource:
-    """Return what was written as a source, from the disk and not from memory where that can be had."""
+def _written(sink: FileSink | PipeSink | DeviceSink, size: int, stack: contextlib.ExitStack) -> ByteSource:
+    """Return what was written as a source, from the disk and not from memory if that can be had; `stack` closes it."""
     if isinstance(sink, PipeSink):
         raise UnsupportedFeature("what went into a pipe cannot be read back; leave --verify out")
     sink.flush()
     source = open_file(sink.partial if isinstance(sink, FileSink) else sink.path)
+    stack.callback(source.close)
     drop_cached(source)
     return SourceSlice(source, 0, size, source.name)
 

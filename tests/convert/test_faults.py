@@ -8,11 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from diskfs.convert.job import Job, convert_disk
+from diskfs.disks.opening import open_source
+from diskfs.sinks import system_calls
+from diskfs_formats.errors import CorruptImage
+from diskfs_formats.source import Buffer
+from diskfs_formats.writer import WriteOptions, no_progress
 from scripts.soaklib.conversion import Conversion
 from scripts.soaklib.faults import FAULTS, fault_points
 from tests.convert.commands import KIB, MIB, diskfs, make_raw, partial_files
@@ -242,6 +248,33 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(noise: Path, tmp_path: 
     assert "exists already" in said
     assert target.read_bytes() == b"somebody was quicker"
     assert not partial_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("image", "offset", "said"),
+    [
+        ("vhdx dynamic", 0x10000, "header at offset 0x10000"),
+        ("vhdx dynamic", 0x30000, "region table at offset 0x30000"),
+        ("vmdk monolithicSparse", 22 * 512, "grain table 0 and its redundant copy differ"),
+    ],
+)
+def test_verify_finds_damage_that_a_second_copy_makes_up_for(
+    image: str, offset: int, said: str, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(descriptor: int, buffers: Sequence[Buffer], start: int) -> int:
+        data = bytearray(b"".join(buffers))
+        if start <= offset < start + len(data):
+            data[offset - start] ^= 0x55
+        return os.pwrite(descriptor, data, start)
+
+    monkeypatch.setattr(system_calls, "write", write)
+    format_name, variant = image.split()
+    target = raw.with_name(f"out.{format_name}")
+    job = Job(str(target), format_name, WriteOptions(variant=variant, file_name=target.name), verify=True)
+    with open_source(str(raw)) as opened, pytest.raises(CorruptImage, match=f"not sound.*{said}"):
+        convert_disk(opened.disk(0).image, job, lambda _title, _total: contextlib.nullcontext(no_progress))
+    assert not target.exists()
+    assert not partial_files(raw.parent)
 
 
 @contextlib.contextmanager
