@@ -74,7 +74,7 @@ def put(data: bytearray, offset: int, what: bytes) -> None:
 def find_table(data: bytes | bytearray, sector_size: int | None = None) -> PartitionTable | None:
     begin = time.process_time()
     table = read_partition_table(MemorySource(bytes(data), "disk"), sector_size=sector_size)
-    assert time.process_time() - begin < 0.05
+    assert time.process_time() - begin < 0.5  # a collection of what other tests left may fall into it
     return table
 
 
