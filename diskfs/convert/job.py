@@ -336,12 +336,10 @@ def _verify(disk: DiskImage, job: Job, sinks: Sinks, size: int, phase: Phase) ->
         else:
             written = _written(main, size, stack)
             related = _PartialFiles(sinks.files)
-        driver = driver_named(job.format)
-        image = driver.open(written, related)
+        image = driver_named(job.format).open(written, related)
         stack.callback(image.close)
-        # Damage that our reader copes with, by a second copy, may be too much for others. Grains are decoded below.
-        is_read_once = image.info.compressed or isinstance(main, ObjectSink)
-        for finding in image.info.findings if is_read_once else driver.check(written, related):
+        # Damage that our reader copes with, by a second copy, may be too much for others.
+        for finding in image.info.findings:
             # A raw disk has no structures; its size is the source's, whatever it is.
             if finding.severity is not Severity.INFO and job.format != "raw":
                 raise CorruptImage(f"{printable(job.target)}: what was written is not sound: {finding.message}")
