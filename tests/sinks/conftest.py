@@ -7,7 +7,7 @@ import pytest
 
 from tests.servers.faulty_proxy import FaultyProxy
 from tests.servers.weed import S3Server
-from tests.sources.conftest import aws, s3_server
+from tests.sources.conftest import aws, s3_server, use_clients_of
 
 __all__ = ["aws", "s3_server"]
 
@@ -38,5 +38,6 @@ def proxy(aws: S3Server, shared_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPa
     """The proxy, which this process's environment leads to."""
     shared_proxy.reset()
     monkeypatch.setenv("AWS_ENDPOINT_URL", shared_proxy.endpoint)
+    use_clients_of(shared_proxy.endpoint, monkeypatch)
     yield shared_proxy
     shared_proxy.reset()

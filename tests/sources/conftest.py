@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from diskfs.s3 import Way
 from tests.servers.faulty import FaultyServer
 from tests.servers.weed import S3Server, running, weed
 
@@ -27,7 +29,16 @@ def aws(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
         monkeypatch.delenv(name)
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
+    use_clients_of(s3_server.endpoint, monkeypatch)
     return s3_server
+
+
+_CLIENTS: dict[str, dict[Way, Any]] = {}
+
+
+def use_clients_of(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reach S3 by clients made for this endpoint: diskfs keeps clients, and only a test changes its environment."""
+    monkeypatch.setattr("diskfs.s3._Clients._made", _CLIENTS.setdefault(endpoint, {}))
 
 
 @pytest.fixture
