@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import unquote
 
+from tests.servers.faults import planned
+
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 FAULTS = (
     "503", "500", "429", "timeout-400", "reset", "cut", "cut-header", "stall", "stall-body", "slow", "whole", "shifted",
@@ -121,17 +123,8 @@ class FaultyServer:
 
     def fail(self, rate: float, kinds: tuple[str, ...] = FAULTS, seed: int = 1) -> None:
         """Answer a share of all requests wrongly, each kind as often as any other."""
-        chance = random.Random(seed)
-        turn = itertools.cycle(chance.sample(kinds, len(kinds)))
-
-        def plan() -> Iterator[str | None]:
-            while True:
-                # So many of every ten, at random places among them.
-                wrong = set(chance.sample(range(10), round(10 * rate)))
-                yield from (next(turn) if number in wrong else None for number in range(10))
-
-        planned = plan()
-        self.choose = lambda request: next(planned)
+        faults = planned(rate, kinds, seed)
+        self.choose = lambda request: next(faults)
 
     def counted(self) -> Counter[str]:
         """Return how many requests met which fault; "" for those that met none."""

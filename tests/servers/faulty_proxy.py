@@ -5,18 +5,18 @@ It hands on what it gets unchanged, Host included, so that signatures hold. It c
 
 import contextlib
 import http.client
-import itertools
-import random
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
+
+from tests.servers.faults import planned
 
 FAULTS = ("503", "500", "429", "timeout-400", "reset", "cut", "garbled", "lost", "500-after", "cut-answer")
 """`lost`, `500-after` and `cut-answer` fail when the server has done its work; the others before it gets the request.
@@ -84,16 +84,8 @@ class FaultyProxy:
 
     def fail(self, rate: float, kinds: tuple[str, ...] = FAULTS, seed: int = 1) -> None:
         """Make a share of all requests fail, each kind as often as any other."""
-        chance = random.Random(seed)
-        turn = itertools.cycle(chance.sample(kinds, len(kinds)))
-
-        def plan() -> Iterator[str | None]:
-            while True:
-                wrong = set(chance.sample(range(10), round(10 * rate)))
-                yield from (next(turn) if number in wrong else None for number in range(10))
-
-        planned = plan()
-        self.choose = lambda operation: next(planned)
+        faults = planned(rate, kinds, seed)
+        self.choose = lambda operation: next(faults)
 
     def counted(self) -> Counter[str]:
         """Return how many requests met which fault; "" for those that met none."""
