@@ -1,11 +1,11 @@
 """The engine: a map in, the same bytes in a target. What is zero is neither read nor written."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from diskfs.sinks.positioned import GatheringSink, ObjectSink, PositionedSink
-from diskfs_formats.bulk import Piece, data_pieces, read_piece
+from diskfs_formats.bulk import PIECE, Piece, data_pieces, read_piece
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.layout import Table
 from diskfs_formats.parallel import for_each, in_order
@@ -15,6 +15,8 @@ from diskfs_formats.writer import Progress, Sink
 ZERO_BLOCK = 4096
 """Bytes of the blocks that are looked at for zeroes, and left out where all of one is zero: a file system's block."""
 _ZEROES = bytes(ZERO_BLOCK)
+_MOST_TOGETHER = 64
+"""Small pieces and gaps that one thread takes at once."""
 
 
 @dataclass(slots=True)
@@ -67,11 +69,15 @@ def _copy_positioned(content: DiskImage, sink: PositionedSink, progress: Progres
     lock = threading.Lock()
     sink.set_size(content.size)
 
-    def copy(piece: Piece | range) -> None:
-        if isinstance(piece, range):
-            sink.write_zeroes_at(piece.start, len(piece))
-            progress(len(piece))
-            return
+    def copy_all(batch: Sequence[Piece | range]) -> None:
+        for piece in batch:
+            if isinstance(piece, range):
+                sink.write_zeroes_at(piece.start, len(piece))
+                progress(len(piece))
+            else:
+                copy(piece)
+
+    def copy(piece: Piece) -> None:
         buffers = read_piece(piece)
         written = 0
         if sink.keeps_old_bytes:
@@ -86,8 +92,27 @@ def _copy_positioned(content: DiskImage, sink: PositionedSink, progress: Progres
             copied.written += written
         progress(piece.length)
 
-    for_each(_with_gaps(content), copy, lambda piece: 0 if isinstance(piece, range) else piece.cost, threads)
+    for_each(_batches(_with_gaps(content)), copy_all, _cost_of_largest, threads)
     return copied
+
+
+def _cost_of_largest(batch: Sequence[Piece | range]) -> int:
+    return max(0 if isinstance(piece, range) else piece.cost for piece in batch)
+
+
+def _batches(pieces: Iterable[Piece | range]) -> Iterator[list[Piece | range]]:
+    """Yield neighbours together that are as much work as one whole piece: taking work costs threads time, too."""
+    batch: list[Piece | range] = []
+    length = 0
+    for piece in pieces:
+        batch.append(piece)
+        length += 0 if isinstance(piece, range) else piece.length
+        if length >= PIECE or len(batch) >= _MOST_TOGETHER:
+            yield batch
+            batch = []
+            length = 0
+    if batch:
+        yield batch
 
 
 def _with_gaps(content: DiskImage) -> Iterator[Piece | range]:

@@ -2,9 +2,9 @@
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from diskfs_formats.source import Buffer, ByteSource
+from diskfs_formats.values import value
 
 
 class ExtentKind(enum.Enum):
@@ -15,7 +15,7 @@ class ExtentKind(enum.Enum):
     HOLE = "hole"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stored:
     """Where the bytes of a DATA extent are.
 
@@ -30,7 +30,7 @@ class Stored:
     skip: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Extent:
     """A run of the virtual disk of one kind; offsets and lengths in bytes.
 

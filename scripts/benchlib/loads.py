@@ -49,9 +49,9 @@ def random_reads(path: Path, *, jobs: int, seconds: float, pair: int) -> float:
     return float(report["jobs"][0]["read"]["iops"])
 
 
-def writes(path: Path, rw: str, *, jobs: int, seconds: float, size: int, pair: int) -> float:
+def writes(path: Path, rw: str, *, jobs: int, seconds: float, size: int, pair: int, count: int | None = None) -> float:
     """Write with O_DIRECT and one fsync at the end; return bytes per second of `write` (1 MiB each), or writes per
-    second of `randwrite` (4 KiB each, for `seconds`), the fsync included.
+    second of `randwrite` (4 KiB each, for `seconds`, or `count` of them), the fsync included.
     """
     sequential = rw == "write"
     options = {
@@ -66,10 +66,15 @@ def writes(path: Path, rw: str, *, jobs: int, seconds: float, size: int, pair: i
         "randrepeat": "0",
         "randseed": str(FIRST_SEED + pair),
         "output-format": "json",
-        **({"size": str(size)} if sequential else {"runtime": f"{seconds:g}"}),
     }
     switches = ["--group_reporting", "--allow_file_create=0"]
-    if not sequential:
+    if sequential:
+        options["size"] = str(size)
+    elif count is not None:
+        options["number_ios"] = str(count)
+        switches.append("--norandommap")
+    else:
+        options["runtime"] = f"{seconds:g}"
         switches += ["--time_based", "--norandommap"]
     finished = run(["fio", *switches, *(f"--{name}={value}" for name, value in options.items())])
     report = json.loads(finished.stdout[finished.stdout.index("{") :])["jobs"][0]

@@ -192,7 +192,8 @@ def test_interrupted_at_any_time_the_target_is_the_old_one_or_the_new_one(
         else:
             # Python itself says that it was interrupted while it starts, before the command can.
             assert process.returncode in (130, -number)
-            assert said == b"" or process.returncode == -number or b"KeyboardInterrupt" in said
+            # So it does of a module that it was reading, because these tests have it show unclosed files.
+            assert said == b"" or process.returncode == -number or b"KeyboardInterrupt" in said or b".pyc" in said
             assert not partial_files(folder)
         if target.exists():
             assert (old is not None and target.read_bytes() == old) or sha256(target) == new

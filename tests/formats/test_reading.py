@@ -13,7 +13,7 @@ import pytest
 
 from diskfs_formats.bulk import Piece, read_piece
 from diskfs_formats.errors import CorruptImage
-from diskfs_formats.extents import Extent, ExtentKind, Stored
+from diskfs_formats.extents import Extent, ExtentKind, Stored, clipped
 from diskfs_formats.gathering import MAX_MERGED, MERGE_GAP
 from diskfs_formats.reading import ReadingEngine, UnitCache, is_plain_data, zeroes
 from diskfs_formats.source import Buffer, ByteSource, MemorySource, SourceSlice
@@ -163,7 +163,8 @@ def test_a_copy_asks_for_all_that_a_piece_needs_at_once() -> None:
     extents = (decoder.extent(source, 0), decoder.extent(source, 1), far, decoder.extent(source, 3))
     found = b"".join(read_piece(Piece(0, 4 * UNIT, extents)))
     assert found == inverted(sample()[: 2 * UNIT]) + sample()[50 * UNIT : 51 * UNIT] + inverted(sample()[3000:4000])
-    assert source.requests == [[(0, 2 * UNIT), (50 * UNIT, UNIT), (3 * UNIT, UNIT)]]
+    # The third unit lies between two that are wanted, and is read along.
+    assert source.requests == [[(0, 4 * UNIT), (50 * UNIT, UNIT)]]
 
 
 def test_nothing_is_read_for_an_empty_request() -> None:
@@ -555,3 +556,30 @@ def wait_until(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_a_copy_decodes_a_unit_once_though_an_overlay_hides_parts_of_it() -> None:
+    source, decoder = RangeSource(sample()), Decoder()
+    over = CountingSource(b"o" * 1000)
+    whole = decoder.extent(source, 0)
+    first, last = clipped(whole, 0, 200), clipped(whole, 300, UNIT)
+    found = b"".join(read_piece(Piece(0, UNIT, (first, plain(over, 200, 0, 100), last))))
+    unit = inverted(sample()[:UNIT])
+    assert found == unit[:200] + b"o" * 100 + unit[300:]
+    assert decoder.counts == {0: 1}
+
+
+def test_a_record_that_two_units_share_is_decoded_for_each_of_them() -> None:
+    # A record may say which unit it is, so that it is right for one of them alone.
+    source = RangeSource(sample())
+    seen: list[int] = []
+
+    def unit_at(offset: int) -> Extent:
+        def decode(record: Buffer) -> bytes:
+            seen.append(offset)
+            return bytes(record)
+
+        return Extent(offset, UNIT, ExtentKind.DATA, Stored(source, 0, UNIT, decode))
+
+    assert b"".join(read_piece(Piece(0, 2 * UNIT, (unit_at(0), unit_at(UNIT))))) == 2 * sample()[:UNIT]
+    assert seen == [0, UNIT]

@@ -16,7 +16,7 @@ from diskfs.disks.overlay.storage import SECTOR
 from diskfs.errors import OutOfSpace, OverlayWriteError, SourceError
 from diskfs_formats.driver import DiskImage, ImageInfo
 from diskfs_formats.errors import DiskfsError
-from diskfs_formats.extents import Extent, ExtentKind, Stored, coalesced
+from diskfs_formats.extents import Extent, ExtentKind, Stored, clipped
 from diskfs_formats.mapped import READY_LIMIT
 from diskfs_formats.reading import ready_reader, zeroes
 from diskfs_formats.source import Buffer, require_range
@@ -47,6 +47,8 @@ class OverlayDisk:
         self._size = base.size
         self._failure: str | None = None
         self._closed = False
+        self.is_synced = False
+        """Closed, and all that was ever written here is on the disk."""
         self._unsynced = False
         self._flushing = threading.Lock()
         self._stripes = tuple(threading.Lock() for _ in range(STRIPES))
@@ -150,26 +152,25 @@ class OverlayDisk:
     def extents(self, offset: int = 0, length: int | None = None, /) -> Iterator[Extent]:
         length = self._size - offset if length is None else length
         require_range(self, offset, length)
-        return coalesced(self._walk(offset, offset + length))
+        return self._walk(offset, offset + length)
 
     def _walk(self, start: int, end: int) -> Iterator[Extent]:
-        for extent in self._layer(start, end):
-            if extent.kind is not ExtentKind.HOLE:
-                yield extent
-                continue
-            for below in self._base.extents(extent.offset, extent.length):
-                yield Extent(below.offset, below.length, below.kind, below.stored, below.depth + 1)
+        below = _Below(self._base, end)
+        for first, stop, state in self._runs(start, end):
+            if state == ABSENT:
+                yield from below.between(first, stop)
+            else:
+                yield self._own(first, stop, state)
 
     def changes(self, offset: int = 0, length: int | None = None, /) -> Iterator[Extent]:
         """Yield the map of the overlay alone: DATA was written, ZERO discarded, a HOLE is as it is below."""
         length = self._size - offset if length is None else length
         require_range(self, offset, length)
-        return coalesced(self._layer(offset, offset + length))
+        return (self._own(*run) for run in self._runs(offset, offset + length))
 
-    def _layer(self, start: int, end: int) -> Iterator[Extent]:
-        for first, stop, state in self._runs(start, end):
-            stored = Stored(self._data, first, stop - first) if state == PRESENT else None
-            yield Extent(first, stop - first, _KINDS[state], stored)
+    def _own(self, first: int, stop: int, state: int) -> Extent:
+        stored = Stored(self._data, first, stop - first) if state == PRESENT else None
+        return Extent(first, stop - first, _KINDS[state], stored)
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
         length = len(data)
@@ -384,6 +385,7 @@ class OverlayDisk:
                 self._map.finish()
             except OSError as error:
                 raise self._unwritten(error, "writing the index") from error
+            self.is_synced = self._failure is None
         finally:
             self.abandon()
 
@@ -392,3 +394,38 @@ class OverlayDisk:
         self._closed = True
         self._data.close()
         self._map.close()
+
+
+class _Below:
+    """The map of the disk below, in the gaps of an overlay: one extent often goes on behind what hides part of it."""
+
+    def __init__(self, base: DiskImage, end: int) -> None:
+        self._base = base
+        self._end = end
+        self._found: Iterator[Extent] = iter(())
+        self._extent: Extent | None = None
+
+    def between(self, start: int, stop: int) -> Iterator[Extent]:
+        """Yield the extents of [start, stop); ranges are asked for ascending. Raises what that part of the map does."""
+        if self._extent is None or self._extent.end <= start:
+            self._found = self._base.extents(start, self._end - start)
+            self._extent = None
+        while start < stop:
+            extent = self._extent
+            if extent is None:
+                try:
+                    extent = self._extent = next(self._found)
+                except DiskfsError:
+                    # Perhaps behind `stop`, where the overlay hides it.
+                    for strict in self._base.extents(start, stop - start):
+                        yield _deeper(strict)
+                    return
+            end = min(extent.end, stop)
+            yield _deeper(clipped(extent, start, end))
+            start = end
+            if start == extent.end:
+                self._extent = None
+
+
+def _deeper(extent: Extent) -> Extent:
+    return Extent(extent.offset, extent.length, extent.kind, extent.stored, extent.depth + 1)

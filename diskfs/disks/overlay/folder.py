@@ -44,6 +44,7 @@ from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
 from diskfs_formats.text import printable
 
+_CLOSED = b"closed\n"
 _HOLDER_SIZE = 512
 _HOLDER = re.compile(r"process (\d{1,10}) on (\S+)")
 _HOLDER_TRIES = 20
@@ -54,7 +55,7 @@ class OverlayFolder:
     """An open overlay, locked until it is closed. Its disks may be shared between threads."""
 
     def __init__(
-        self, storage: Storage, name: str, lock: StoredFile, description: OverlayDescription, source: OpenedSource
+        self, storage: Storage, name: str, lock: "_Lock", description: OverlayDescription, source: OpenedSource
     ) -> None:
         """Take over a locked folder; use `open`."""
         self._storage = storage
@@ -93,7 +94,7 @@ class OverlayFolder:
                     raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
                 _require_unfinished(storage, names, name)
             lock = _locked(storage, name)
-            undo.callback(lock.close)
+            undo.callback(lock.release)
             if DESCRIPTION in storage.names():
                 description = _read_description(storage, name)
                 _require_same(description, identity, name, source)
@@ -105,10 +106,13 @@ class OverlayFolder:
                 description = OverlayDescription(uuid.uuid4(), location, identity, options, block_size)
                 _create(storage, description)
             opened = cls(storage, name, lock, description, source)
-            undo.callback(opened.close)
+            # Closed in two steps: what was not opened whole is not known to be synced.
+            undo.callback(opened._close_disks)
             for disk in identity.disks:
                 header = IndexHeader(description.id, disk.index, description.block_size, disk.virtual_size)
-                opened._disks[disk.index] = open_disk(storage, header, name, source.disk(disk.index).image)
+                opened._disks[disk.index] = open_disk(
+                    storage, header, name, source.disk(disk.index).image, was_closed=lock.was_closed
+                )
             undo.pop_all()
             return opened
 
@@ -142,7 +146,8 @@ class OverlayFolder:
                     header = IndexHeader(description.id, disk.index, description.block_size, disk.virtual_size)
                     yield from check_disk(storage, header, name)
             finally:
-                lock.close()
+                # It has written nothing, so the folder is as it was.
+                lock.release(closed=lock.was_closed)
 
     @staticmethod
     def remove(folder: Path, *, storage: Storage | None = None) -> None:
@@ -170,7 +175,7 @@ class OverlayFolder:
                 if not storage.names():
                     storage.remove_folder()
             finally:
-                lock.close()
+                lock.release()
 
     @property
     def name(self) -> str:
@@ -192,8 +197,13 @@ class OverlayFolder:
 
     def close(self) -> None:
         """Flush every disk, and release the files and the lock whatever comes of it; raises what `flush` raises."""
+        try:
+            self._close_disks()
+        finally:
+            self._lock.release(closed=all(disk.is_synced for disk in self._disks.values()))
+
+    def _close_disks(self) -> None:
         with ExitStack() as closing:
-            closing.callback(self._lock.close)
             for disk in self._disks.values():
                 closing.callback(disk.close)
 
@@ -205,18 +215,29 @@ class OverlayFolder:
 
 
 def open_disk(
-    storage: Storage, header: IndexHeader, name: str, base: DiskImage, *, pages_kept: int = PAGES_KEPT
+    storage: Storage,
+    header: IndexHeader,
+    name: str,
+    base: DiskImage,
+    *,
+    pages_kept: int = PAGES_KEPT,
+    was_closed: bool = False,
 ) -> OverlayDisk:
-    """Open one disk of a folder that is locked; raises DamagedOverlay or OSError."""
+    """Open one disk of a folder that is locked, and that the last one to use it closed or not.
+
+    Raises DamagedOverlay or OSError.
+    """
     with ExitStack() as undo:
         index, files = open_files(storage, header, name)
         for file in (*files, index):
             undo.callback(file.close)
         for file in (*files, index):
             # A killed process has left what it wrote in the page cache; a failed sync has left there what the disk has
-            # not. So all that is read from now on is on the disk, and a flush has only what is new to sync.
+            # not. So all that is read from now on is on the disk, and a flush has only what is new to sync. Whoever
+            # closed the folder has synced it; reading it all again costs more than a commit's whole work.
             file.sync()
-            file.forget_clean_pages()
+            if not was_closed:
+                file.forget_clean_pages()
         block_map = BlockMap(index, header, f"{name}/{index_name(header.disk)}", pages_kept)
         block_map.require_sound()
         data = DataFile(files, f"{name}/{data_name(header.disk, 0)}", header.virtual_size, SEGMENT_SIZE)
@@ -353,7 +374,31 @@ def _has_content(file: StoredFile, start: int, end: int) -> bool:
     return any(any(file.read_at(offset, min(1 << 20, end - offset))) for offset in range(start, end, 1 << 20))
 
 
-def _locked(storage: Storage, name: str) -> StoredFile:
+class _Lock:
+    """The file `lock`, locked. Its text is for messages, and says whether the last one to use the folder closed it.
+
+    All that a closed overlay's page cache holds was synced. The text lives no longer than that cache: neither survives
+    a power loss, nor is the text synced.
+    """
+
+    def __init__(self, file: StoredFile) -> None:
+        self._file = file
+        self.was_closed = file.read_at(0, len(_CLOSED) + 1) == _CLOSED
+        self._write(f"process {os.getpid()} on {socket.gethostname()}\n".encode()[:_HOLDER_SIZE])
+
+    def _write(self, text: bytes) -> None:
+        self._file.write_at(0, text)
+        self._file.truncate(len(text))
+
+    def release(self, *, closed: bool = False) -> None:
+        """Let go of the folder. `closed` says that all that was written to it was synced, with success."""
+        if closed:
+            with contextlib.suppress(OSError):
+                self._write(_CLOSED)
+        self._file.close()
+
+
+def _locked(storage: Storage, name: str) -> _Lock:
     while True:
         lock = storage.open(LOCK, create=True)
         try:
@@ -363,10 +408,7 @@ def _locked(storage: Storage, name: str) -> StoredFile:
                 )
             # Whoever removes an overlay holds the lock of a file that is then no longer there.
             if storage.is_current(LOCK, lock):
-                text = f"process {os.getpid()} on {socket.gethostname()}\n".encode()[:_HOLDER_SIZE]
-                lock.write_at(0, text)
-                lock.truncate(len(text))
-                return lock
+                return _Lock(lock)
         except BaseException:
             lock.close()
             raise

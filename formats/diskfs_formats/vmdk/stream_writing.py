@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from diskfs_formats.binary import align_up
-from diskfs_formats.bulk import decoded, read_stored, without_file_holes
+from diskfs_formats.bulk import read_extents, without_file_holes
 from diskfs_formats.deflating import DEFAULT_LEVEL, deflate_zlib
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.errors import UnsupportedFeature
@@ -175,10 +175,8 @@ class _Compressor:
 
     def _streams(self, window: _Window) -> Iterator[tuple[int, Buffer]]:
         """Yield number and zlib stream of each grain that is not all zero."""
-        records = read_stored(window.extents)
-        pieces = [
-            (extent, record, decoded(extent, record)) for extent, record in zip(window.extents, records, strict=True)
-        ]
+        found = read_extents(window.extents)
+        pieces = [(extent, record, data) for extent, (record, data) in zip(window.extents, found, strict=True)]
         if len(pieces) == 1 and not window.offset - pieces[0][0].offset and isinstance(pieces[0][2], bytes):
             yield from self._of_plain(window.offset, pieces[0][2])
             return

@@ -14,9 +14,11 @@ from diskfs.disks.overlay.folder import create_files, open_disk
 from diskfs.disks.overlay.layout import BLOCKS_PER_PAGE, IndexHeader, pack_page, parse_page
 from diskfs.disks.overlay.storage import LocalStorage
 from diskfs.errors import DamagedOverlay, OutOfSpace, OverlayWriteError, SourceError
-from diskfs_formats.errors import OutOfRange
-from diskfs_formats.extents import Extent, ExtentKind
-from diskfs_formats.source import Buffer
+from diskfs_formats.driver import ImageInfo
+from diskfs_formats.errors import CorruptImage, OutOfRange
+from diskfs_formats.extents import Extent, ExtentKind, Stored
+from diskfs_formats.mapped import MappedImage
+from diskfs_formats.source import Buffer, MemorySource
 from scripts.overlaylib.model import memory_disk
 from scripts.overlaylib.simulated import Node, Operation, SimulatedFile, SimulatedStorage
 from tests.helpers import assert_same_bytes
@@ -100,6 +102,65 @@ def test_the_map_tells_what_was_written_what_was_discarded_and_what_is_below(dis
         if extent.stored is not None:
             stored = extent.stored.source.read_at(extent.stored.offset, extent.stored.length)
             assert stored == disk.read_at(extent.offset, extent.length)
+
+
+class _Units(MappedImage):
+    """Units of a block and a half; those of `damaged` cannot be looked up."""
+
+    UNIT = BLOCK + BLOCK // 2
+
+    def __init__(self, damaged: tuple[int, ...]) -> None:
+        self.source = MemorySource(BASE, "units")
+        super().__init__("units", ImageInfo("test", "test", SIZE), (self.source,))
+        self.damaged = damaged
+
+    def lookup(self, offset: int, /) -> Extent:
+        number = offset // self.UNIT
+        if number in self.damaged:
+            raise CorruptImage(f"units: unit {number} is damaged")
+        start = number * self.UNIT
+        length = min(self.UNIT, SIZE - start)
+        stored = Stored(self.source, start, length, bytes)
+        return Extent(start, length, ExtentKind.DATA, stored)
+
+
+def test_a_unit_that_the_overlay_hides_in_part_is_mapped_in_parts(storage: LocalStorage) -> None:
+    disk = open_disk(storage, HEADER, "overlay", _Units(()))
+    for block in (1, 2, 4):
+        disk.write_at(block * BLOCK, b"\xee" * BLOCK)
+    found = []
+    for extent in disk.extents():
+        assert extent.stored is not None
+        found.append((extent.offset, extent.length, extent.depth, extent.stored.offset, extent.stored.skip))
+    unit = _Units.UNIT
+    assert found == [
+        (0, BLOCK, 1, 0, 0),
+        (BLOCK, 2 * BLOCK, 0, BLOCK, 0),
+        (3 * BLOCK, BLOCK, 1, 2 * unit, 0),
+        (4 * BLOCK, BLOCK, 0, 4 * BLOCK, 0),
+        (5 * BLOCK, 4 * unit - 5 * BLOCK, 1, 3 * unit, 5 * BLOCK - 3 * unit),
+        (4 * unit, SIZE - 4 * unit, 1, 4 * unit, 0),
+    ]
+    disk.abandon()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4])
+def test_a_damaged_unit_that_the_overlay_hides_is_not_looked_at(storage: LocalStorage, number: int) -> None:
+    disk = open_disk(storage, HEADER, "overlay", _Units((number,)))
+    start = number * _Units.UNIT
+    end = min(start + _Units.UNIT, SIZE)
+    hidden = start // BLOCK * BLOCK, min(-(-end // BLOCK) * BLOCK, SIZE)
+    with pytest.raises(CorruptImage):
+        list(disk.extents())
+    disk.discard(hidden[0], hidden[1] - hidden[0])
+    extents = list(disk.extents())
+    assert sum(extent.length for extent in extents) == SIZE
+    assert [extent for extent in extents if extent.kind is ExtentKind.ZERO] == [
+        Extent(hidden[0], hidden[1] - hidden[0], ExtentKind.ZERO)
+    ]
+    disk.write_at(hidden[0], b"\xee" * (hidden[1] - hidden[0] - 1))
+    assert sum(extent.length for extent in disk.extents()) == SIZE
+    disk.abandon()
 
 
 def test_zeroes_over_what_the_source_has_take_no_room(disk: OverlayDisk, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The folder of an overlay: whom it lets in, whose it is, and what of it is refused by name."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -24,9 +25,11 @@ from diskfs.errors import (
     NotAnOverlay,
     OtherSource,
     OverlayInUse,
+    OverlayWriteError,
 )
 from diskfs.sources.locations import RemoteOptions
 from diskfs_formats.errors import DiskfsError
+from scripts.overlaylib.simulated import SimulatedStorage
 from tests.servers.faulty import FaultyServer
 
 SIZE = 3 << 20
@@ -152,6 +155,49 @@ def test_another_process_is_refused_and_its_end_by_sigkill_frees_the_overlay(
         assert OverlayFolder.inspect(folder).location == str(image)
         process.send_signal(signal.SIGKILL)
     assert _opens(folder, source) == b"by the "
+
+
+def _forgets(storage: SimulatedStorage, source: OpenedSource) -> bool:
+    """Tell whether opening an overlay lets go of what the page cache has of its files; closes it again."""
+    seen: list[str] = []
+    storage.watcher = lambda kind, _node, _operation: seen.append(kind)
+    with OverlayFolder.open(Path("overlay"), source, storage=storage):
+        storage.watcher = None
+    return "forget" in seen
+
+
+def test_what_was_closed_well_is_read_from_memory_and_anything_else_from_the_disk(source: OpenedSource) -> None:
+    storage = SimulatedStorage()
+    assert _forgets(storage, source)  # It is new.
+    assert not _forgets(storage, source)
+    left = OverlayFolder.open(Path("overlay"), source, storage=storage)
+    left.disk(0).write_at(0, b"written by a process that is killed")
+    left._lock._file.close()
+    assert _forgets(storage, source)
+    assert not _forgets(storage, source)
+    assert list(OverlayFolder.check(Path("overlay"), storage=storage)) == []
+    assert not _forgets(storage, source)
+
+
+def test_a_failed_sync_has_the_next_one_read_from_the_disk_also_where_the_disk_was_closed_before(
+    source: OpenedSource,
+) -> None:
+    def failing(kind: str, _node: object, _operation: object) -> None:
+        if kind == "sync":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    storage = SimulatedStorage()
+    assert _forgets(storage, source)
+    with OverlayFolder.open(Path("overlay"), source, storage=storage) as overlay:
+        disk = overlay.disk(0)
+        disk.write_at(0, b"lost")
+        storage.watcher = failing
+        with pytest.raises(OverlayWriteError, match="syncing the data failed"):
+            disk.close()
+        storage.watcher = None
+    with OverlayFolder.open(Path("overlay"), source, storage=storage) as overlay:
+        assert overlay.disk(0).read_at(0, 4) == b"\1" * 4
+    assert not _forgets(storage, source)
 
 
 def _touched(image: Path) -> None:
