@@ -20,6 +20,12 @@ from diskfs_formats.source import Buffer
 from diskfs_formats.text import printable
 
 PARTIAL_SUFFIX = ".diskfs-part"
+WRITEBACK_STEP = 32 << 20
+"""Bytes after which the kernel is told to begin writing to the disk.
+
+Otherwise it waits until much of the memory is full, and the sync at the end has everything to write. A conversion of
+3 GiB of raw data took 1.9 s without it, 1.4 s with 16 or 64 MiB, 1.7 s with 256 MiB.
+"""
 _PARTIAL_NAME = re.compile(r"\..*\.[0-9a-f]{16}\.diskfs-part", re.DOTALL)
 _KEPT_OF_NAME = 180
 """Bytes of the target's name that its temporary name repeats, so that it stays within 255."""
@@ -42,6 +48,7 @@ class FileSink:
         self._position = 0
         self._size = 0
         self._committed = False
+        self._waiting = 0
         try:
             old: os.stat_result | None = self._path.lstat()
         except FileNotFoundError:
@@ -99,6 +106,11 @@ class FileSink:
 
     def write_at(self, offset: int, buffers: Sequence[Buffer], /) -> None:
         write_gathered(self._fd, offset, buffers, self._name)
+        # Threads may lose a count here; it is only about when.
+        self._waiting += sum(map(len, buffers))
+        if self._waiting >= WRITEBACK_STEP:
+            self._waiting = 0
+            system_calls.begin_writeback(self._fd)
 
     def write_zeroes_at(self, offset: int, length: int, /) -> None:
         # Nothing to do: each range of a new file is written once, and what is not written is a hole.
