@@ -157,3 +157,24 @@ def test_commands_on_an_overlay_in_use_name_who_has_it(changed: tuple[Path, Path
             ("rollback", "--yes", overlay),
         ):
             assert f"in use by process {os.getpid()}" in diskfs(*command, expect=1).stderr
+
+
+@pytest.mark.parametrize("whose", ["folder", "description"])
+def test_the_overlay_of_a_stranger_does_not_say_what_is_opened(
+    changed: tuple[Path, Path, bytes], whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, overlay, _ = changed
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    theirs = overlay if whose == "folder" else overlay / "overlay.json"
+    os.chown(theirs, 1234, 1234)
+    target = overlay.with_name("new.raw")
+    for command in (("diff", overlay), ("commit", overlay, target), ("diff", overlay, "--source", raw)):
+        finished = diskfs(*command, expect=1)
+        assert f"{theirs}: it belongs to user 1234, and decides which files are opened" in finished.stderr
+    assert not target.exists()
+    # Under sudo it is the caller's own.
+    monkeypatch.setenv("SUDO_UID", "1234")
+    diskfs("commit", overlay, target)
+    monkeypatch.setenv("SUDO_UID", "1235")
+    diskfs("diff", overlay, expect=1)
