@@ -86,4 +86,4 @@ def _compared_start(context: Context, work: str, command: Sequence[Argument], li
 def _measure(context: Context, label: str, contenders: Mapping[str, _Commands]) -> Samples:
     for commands in contenders.values():
         commands(0)  # Programs and tables into the page cache, for every contender alike.
-    return measure_in_turn(label, context.short_pairs, Unit.TIME, contenders)
+    return measure_in_turn(label, context.short_pairs, Unit.TIME, contenders, is_short=True)
