@@ -58,8 +58,8 @@ def reopened(
 
 
 def _require_own(folder: Path) -> None:
-    """Raise OverlayError if the folder or its description belongs to a stranger: not to this user, root, or, under sudo,
-    the user who called it.
+    """Raise OverlayError if the folder or its description belongs to a stranger: not to this user, root, or the user
+    who called sudo.
     """
     own = {os.geteuid(), 0}
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdecimal():

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from diskfs import writeback
 from diskfs.errors import SinkError
 from diskfs.sinks import system_calls
 from diskfs.sinks.positioned import sink_error, write_gathered
@@ -20,12 +21,6 @@ from diskfs_formats.source import Buffer
 from diskfs_formats.text import printable
 
 PARTIAL_SUFFIX = ".diskfs-part"
-WRITEBACK_STEP = 32 << 20
-"""Bytes after which the kernel is told to begin writing to the disk.
-
-Otherwise it waits until much of the memory is full, and the sync at the end has everything to write. A conversion of
-3 GiB of raw data took 1.9 s without it, 1.4 s with 16 or 64 MiB, 1.7 s with 256 MiB.
-"""
 _PARTIAL_NAME = re.compile(r"\..*\.[0-9a-f]{16}\.diskfs-part", re.DOTALL)
 _KEPT_OF_NAME = 180
 """Bytes of the target's name that its temporary name repeats, so that it stays within 255."""
@@ -108,7 +103,7 @@ class FileSink:
         write_gathered(self._fd, offset, buffers, self._name)
         # Threads may lose a count here; it is only about when.
         self._waiting += sum(map(len, buffers))
-        if self._waiting >= WRITEBACK_STEP:
+        if self._waiting >= writeback.STEP:
             self._waiting = 0
             system_calls.begin_writeback(self._fd)
 

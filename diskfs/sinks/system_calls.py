@@ -4,20 +4,14 @@ what a power loss or an error leaves is replaced here alone.
 Every function raises OSError and may be called by any thread.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from diskfs import writeback
 from diskfs_formats.source import Buffer
-
-_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
-if _SYNC_FILE_RANGE is not None:
-    _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-_WRITE = 2
-"""SYNC_FILE_RANGE_WRITE of sync_file_range(2)."""
 
 
 def create(path: Path) -> int:
@@ -41,12 +35,8 @@ def set_size(descriptor: int, size: int) -> None:
 
 
 def begin_writeback(descriptor: int) -> None:
-    """Have the kernel begin to write what waits in memory; promises nothing, waits for little, and raises nothing.
-
-    What goes wrong while it is written is told by `sync`: SYNC_FILE_RANGE_WRITE alone takes no note of errors.
-    """
-    if _SYNC_FILE_RANGE is not None:
-        _SYNC_FILE_RANGE(descriptor, 0, 0, _WRITE)
+    """Have what was written on its way to the disk; promises nothing, and raises nothing after all."""
+    writeback.begin_writeback(descriptor)
 
 
 def sync(descriptor: int) -> None:

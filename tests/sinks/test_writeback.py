@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from diskfs.sinks import file as file_sink
+from diskfs import writeback
 from diskfs.sinks import system_calls
 from diskfs.sinks.file import FileSink
 
 
 def test_the_kernel_is_told_to_begin_once_for_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    monkeypatch.setattr(file_sink, "WRITEBACK_STEP", 8192)
+    monkeypatch.setattr(writeback, "STEP", 8192)
     monkeypatch.setattr(system_calls, "begin_writeback", begun.append)
     sink = FileSink(tmp_path / "x")
     for wanted, length in ((0, 8191), (1, 1), (1, 100), (2, 100_000), (2, 8191), (3, 1)):

@@ -96,6 +96,11 @@ class DataFile:
         for file, start, count in self._parts(offset, length):
             file.punch(start, count)
 
+    def begin_writeback(self) -> None:
+        """Have what was written on its way to the disk; promises and raises nothing."""
+        for file in self._files:
+            file.begin_writeback()
+
     def sync(self) -> None:
         """Return when what was written survives a power loss; raises OSError."""
         for file in self._files:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 from diskfs.disks.overlay.block_map import BlockMap
 from diskfs.disks.overlay.data_file import DataFile
+from diskfs.disks.overlay.early_writeback import EarlyWriteback
 from diskfs.disks.overlay.layout import ABSENT, BLOCKS_PER_PAGE, PRESENT, ZERO
 from diskfs.disks.overlay.storage import SECTOR
 from diskfs.errors import OutOfSpace, OverlayWriteError, SourceError
@@ -40,6 +41,7 @@ class OverlayDisk:
         self._base_ready = ready_reader(base)
         self._data = data
         self._map = block_map
+        self._early = EarlyWriteback(data)
         self._data_ready = data.ready_reader()
         self._loaded = block_map.loaded
         self._block_size = block_size
@@ -252,6 +254,7 @@ class OverlayDisk:
                 now = states[one:two]
                 if now == _PRESENT[: two - one]:
                     self._data.write_at(offset, data)
+                    self._early.wrote(len(data))
                     return
                 self._map.reserve(number)
                 if data[0] == 0 and PRESENT not in now and not bytes(data).strip(b"\0"):
@@ -261,6 +264,7 @@ class OverlayDisk:
                     return
                 self._data.write_at(offset, data)
                 self._map.mark(number, one, two, PRESENT)
+                self._early.wrote(len(data))
             except OSError as error:
                 raise self._unwritten(error, "writing") from error
             finally:
@@ -392,6 +396,7 @@ class OverlayDisk:
     def abandon(self) -> None:
         """Close the files as if the process had ended: what was written since the last flush may be lost."""
         self._closed = True
+        self._early.end()
         self._data.close()
         self._map.close()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from diskfs.errors import DamagedOverlay
+from diskfs.writeback import begin_writeback
 from diskfs_formats.source import Buffer
 from diskfs_formats.text import printable
 
@@ -63,6 +64,10 @@ class StoredFile(Protocol):
 
     def size(self) -> int:
         """Return the size in bytes."""
+        ...
+
+    def begin_writeback(self) -> None:
+        """Have what was written on its way to the disk; promises and raises nothing."""
         ...
 
     def sync(self) -> None:
@@ -198,6 +203,9 @@ class LocalFile:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def begin_writeback(self) -> None:
+        begin_writeback(self._fd)
 
     def sync(self) -> None:
         os.fdatasync(self._fd)

@@ -3,13 +3,21 @@
 import ctypes
 import errno
 import os
+import threading
+import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from diskfs import writeback
 from diskfs.disks.overlay import storage
+from diskfs.disks.overlay.early_writeback import LONG, EarlyWriteback
+from diskfs.disks.overlay.folder import create_files, open_disk
+from diskfs.disks.overlay.layout import IndexHeader
 from diskfs.disks.overlay.storage import LocalFile, LocalStorage
+from scripts.overlaylib.model import memory_disk
 
 
 @pytest.fixture
@@ -118,3 +126,54 @@ def test_one_lock_at_a_time_and_it_goes_with_the_file(tmp_path: Path) -> None:
     folder.open("lock", create=True).close()
     assert not folder.is_current("lock", two)
     two.close()
+
+
+class _Slow:
+    """A data file whose disk takes its time."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.entered = threading.Event()
+        self.released = threading.Event()
+
+    def begin_writeback(self) -> None:
+        self.begun += 1
+        self.entered.set()
+        assert self.released.wait(30)
+
+
+def test_long_writes_are_sent_on_by_one_thread_for_which_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writeback, "STEP", 4 * LONG)
+    slow = _Slow()
+    early = EarlyWriteback(slow)  # type: ignore[arg-type]  # all of it that is used
+    for _ in range(100):
+        early.wrote(LONG - 1)  # Short ones do not count.
+    for _ in range(3):
+        early.wrote(LONG)
+    assert slow.begun == 0
+    early.wrote(LONG)
+    assert slow.entered.wait(30)
+    for _ in range(100):
+        early.wrote(LONG)
+    assert slow.begun == 1
+    slow.released.set()
+    early.end()
+    early.wrote(LONG)
+    early.end()
+    assert slow.begun == 2
+
+
+def test_a_long_write_through_an_overlay_ends_up_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writeback, "STEP", 1 << 20)
+    size = 64 << 20
+    header = IndexHeader(uuid.UUID(int=9), 0, 4096, size)
+    made = LocalStorage(tmp_path / "overlay")
+    made.make_folder()
+    create_files(made, header)
+    disk = open_disk(made, header, "overlay", memory_disk(bytes(size)))
+    data = os.urandom(size)
+    for offset in range(0, size, 1 << 20):
+        disk.write_at(offset, memoryview(data)[offset : offset + (1 << 20)])
+    disk.close()
+    with closing(open_disk(made, header, "overlay", memory_disk(bytes(size)))) as again:
+        assert again.read_at(0, size) == data
