@@ -165,7 +165,8 @@ def _edit(draft: Draft, structure: Structure, chance: random.Random, specimens: 
     if draft.is_whole and text.offset == 0 and text.length >= draft.size:
         draft.replace(new)
     else:
-        draft.write(text.offset, new[: text.length].ljust(text.length, b"\n"))
+        # What was read, and no more: a changed header can say that the text has many gigabytes.
+        draft.write(text.offset, new[: len(old)].ljust(len(old), b"\n"))
 
 
 def edited(text: bytes, chance: random.Random) -> bytes:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from diskfs_formats.findings import Finding
 from diskfs_formats.mapped import MappedImage
 from diskfs_formats.registry import DRIVERS
 from diskfs_formats.source import ByteSource
-from scripts.fuzzlib import campaign, coverage, record
+from scripts.fuzzlib import campaign, coverage, mutation, record
 from scripts.fuzzlib.formats import FORMATS
 from scripts.fuzzlib.running import MAX_GROWTH, Outcome, Runner, good_specimens
-from scripts.fuzzlib.specimen import Draft, Format, Specimen, Structure
+from scripts.fuzzlib.specimen import Draft, Format, Specimen, Structure, Text
 from tests.helpers import ROOT
 from tests.hostile.opening_child import Watch
 
@@ -252,3 +253,18 @@ def test_runs_in_pieces_are_the_same_runs() -> None:
         return tally.passed
 
     assert passed(0, 60) == passed(0, 25) + passed(25, 35)
+
+
+def test_a_text_as_long_as_a_damaged_header_says_is_edited_in_little_memory() -> None:
+    # A campaign's process ended by this, at run 585,550 of OVA: the header of a member promised 8 GiB.
+    for seed in range(50):
+        draft = Draft([(0, b"a line\n" * 1000), (1 << 20, b"tail")], 2 << 20)
+        structure = Structure(texts=(Text(512, 1 << 33),))
+        tracemalloc.start()
+        try:
+            mutation._edit(draft, structure, random.Random(seed), [])
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+        assert draft.size == 2 << 20
+        assert content(draft)[1][1] == (1 << 20, b"tail")
