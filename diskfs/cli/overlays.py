@@ -28,8 +28,6 @@ def add_reopening(parser: argparse.ArgumentParser) -> None:
 
 def reopen(options: argparse.Namespace) -> "AbstractContextManager[ReopenedOverlay]":
     """Open the overlay and its source; raises DiskfsError."""
-    from diskfs.disks.overlay import OverlayFolder
-    from diskfs.disks.reopening import merged, reopened
+    from diskfs.disks.reopening import reopened
 
-    stored = OverlayFolder.inspect(options.overlay).options.remote()
-    return reopened(options.overlay, location=options.source, remote=merged(stored, remote_options(options)))
+    return reopened(options.overlay, location=options.source, remote=remote_options(options))

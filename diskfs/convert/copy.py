@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from diskfs.sinks.positioned import GatheringSink, ObjectSink, PositionedSink
-from diskfs_formats.bulk import PIECE, Piece, data_pieces, read_piece
+from diskfs_formats.bulk import PIECE, Piece, data_pieces, read_extents, read_piece
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.layout import Table
 from diskfs_formats.parallel import for_each, in_order
@@ -70,15 +71,15 @@ def _copy_positioned(content: DiskImage, sink: PositionedSink, progress: Progres
     sink.set_size(content.size)
 
     def copy_all(batch: Sequence[Piece | range]) -> None:
+        found = iter(read_extents([extent for piece in batch if isinstance(piece, Piece) for extent in piece.extents]))
         for piece in batch:
             if isinstance(piece, range):
                 sink.write_zeroes_at(piece.start, len(piece))
                 progress(len(piece))
             else:
-                copy(piece)
+                copy(piece, [data for _, data in islice(found, len(piece.extents))])
 
-    def copy(piece: Piece) -> None:
-        buffers = read_piece(piece)
+    def copy(piece: Piece, buffers: Sequence[Buffer]) -> None:
         written = 0
         if sink.keeps_old_bytes:
             sink.write_at(piece.offset, buffers)
@@ -92,16 +93,19 @@ def _copy_positioned(content: DiskImage, sink: PositionedSink, progress: Progres
             copied.written += written
         progress(piece.length)
 
-    for_each(_batches(_with_gaps(content)), copy_all, _cost_of_largest, threads)
+    for_each(_batches(_with_gaps(content)), copy_all, _cost_of_all, threads)
     return copied
 
 
-def _cost_of_largest(batch: Sequence[Piece | range]) -> int:
-    return max(0 if isinstance(piece, range) else piece.cost for piece in batch)
+def _cost_of_all(batch: Sequence[Piece | range]) -> int:
+    return sum(piece.cost for piece in batch if isinstance(piece, Piece))
 
 
 def _batches(pieces: Iterable[Piece | range]) -> Iterator[list[Piece | range]]:
-    """Yield neighbours together that are as much work as one whole piece: taking work costs threads time, too."""
+    """Yield neighbours together that are as much work as one whole piece: taking work costs threads time, too.
+
+    What a batch needs is read at once, so that one source is not waited for again and again.
+    """
     batch: list[Piece | range] = []
     length = 0
     for piece in pieces:

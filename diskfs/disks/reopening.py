@@ -8,8 +8,7 @@ from pathlib import Path
 
 from diskfs.disks.opening import OpenedSource, open_source
 from diskfs.disks.overlay import OverlayFolder
-from diskfs.disks.overlay.names import DESCRIPTION
-from diskfs.errors import AccessDenied, OtherSource, OverlayError, SourceNotFound
+from diskfs.errors import AccessDenied, OtherSource, SourceNotFound
 from diskfs.sources.locations import RemoteOptions
 from diskfs_formats.text import printable
 
@@ -29,19 +28,19 @@ def reopened(
     """Open an overlay that is there, and its source, for this process alone.
 
     The source is where it was when the overlay was made, or at `location`; it must be the same version of the same
-    image in either case. `remote` replaces what is stored of how it is reached. A folder of another user is refused:
-    it names the files that are opened, and where credentials are sent. Raises DiskfsError.
+    image in either case. What `remote` says goes before what is stored of how it is reached. A description that
+    others may have written is refused. Raises DiskfsError.
     """
-    _require_own(folder)
-    description = OverlayFolder.inspect(folder)
+    description = OverlayFolder.inspect(folder, require_own=True)
     how = description.options
+    stored = how.remote()
     try:
         source = open_source(
             location or description.location,
             format_name=how.format_name,
             parents=how.parents,
             allow_missing_parent=how.allow_missing_parent,
-            remote=remote or how.remote(),
+            remote=merged(stored, remote) if remote is not None else stored,
         )
     except (SourceNotFound, AccessDenied) as error:
         if location is not None:
@@ -55,25 +54,6 @@ def reopened(
             if disk.opened is not None:
                 disk.replace(overlay.disk(disk.index))
         yield ReopenedOverlay(source, overlay)
-
-
-def _require_own(folder: Path) -> None:
-    """Raise OverlayError if the folder or its description belongs to a stranger: not to this user, root, or the user
-    who called sudo.
-    """
-    own = {os.geteuid(), 0}
-    if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdecimal():
-        own.add(int(os.environ["SUDO_UID"]))
-    for path in (folder, folder / DESCRIPTION):
-        try:
-            owner = path.stat().st_uid
-        except OSError:
-            return  # Whoever opens it next says what is wrong.
-        if owner not in own:
-            raise OverlayError(
-                f"{printable(str(path))}: it belongs to user {owner}, and decides which files are opened; if you trust "
-                "it, make it yours (chown -R), or work as that user"
-            )
 
 
 def merged(stored: RemoteOptions, given: RemoteOptions) -> RemoteOptions:

@@ -93,7 +93,8 @@ def read_extents(extents: Sequence[Extent]) -> list[tuple[Buffer, Buffer]]:
     Near ones are read together. A unit of which an overlay or a child leaves several parts is decoded once.
     """
     records = _read_stored(extents)
-    units: dict[tuple[int, int, int], Buffer] = {}
+    # The last unit of each source: the parts of one follow each other there.
+    units: dict[int, tuple[tuple[int, int], Buffer]] = {}
     found = []
     for extent, record in zip(extents, records, strict=True):
         stored = extent.stored
@@ -102,10 +103,13 @@ def read_extents(extents: Sequence[Extent]) -> list[tuple[Buffer, Buffer]]:
             found.append((record, _whole(extent, record)))
             continue
         # With its place on the disk: a record can say which unit it is, and is no good for another one.
-        key = id(stored.source), stored.offset, extent.offset - stored.skip
-        unit = units.get(key)
-        if unit is None:
-            unit = units[key] = stored.decode(record)
+        key = stored.offset, extent.offset - stored.skip
+        last = units.get(id(stored.source))
+        if last is not None and last[0] == key:
+            unit = last[1]
+        else:
+            unit = stored.decode(record)
+            units[id(stored.source)] = key, unit
         found.append((record, _part_of(extent, unit)))
     return found
 
@@ -124,7 +128,9 @@ def _part_of(extent: Extent, unit: Buffer) -> Buffer:
     stored = extent.stored
     assert stored is not None
     if stored.skip or len(unit) != extent.length:
-        unit = memoryview(unit)[stored.skip : stored.skip + extent.length]
+        part = memoryview(unit)[stored.skip : stored.skip + extent.length]
+        # A small part is copied, so that it does not keep all of a large unit. It stays a memoryview: bytes are whole.
+        unit = memoryview(bytes(part)) if extent.length < len(unit) // 4 else part
     return _whole(extent, unit)
 
 

@@ -258,6 +258,10 @@ class SimulatedFile:
             for operation in self.node.pending:
                 operation.apply(self.node.seen)
 
+    def owner(self) -> tuple[int, int]:
+        """Return that it is ours."""
+        return os.geteuid(), 0o100600
+
     def lock(self) -> bool:
         self.storage.watch("lock", self.node)
         if self.node.holder is None:

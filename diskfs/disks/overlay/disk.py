@@ -345,6 +345,9 @@ class OverlayDisk:
             except OSError as error:
                 # What was not written may be forgotten by now, so trying again proves nothing.
                 raise self._broken(error, "syncing the data") from error
+            except BaseException:
+                self._unsynced = True
+                raise
             if not pages:
                 return
             try:
@@ -389,7 +392,7 @@ class OverlayDisk:
                 self._map.finish()
             except OSError as error:
                 raise self._unwritten(error, "writing the index") from error
-            self.is_synced = self._failure is None
+            self.is_synced = self._failure is None and not self._unsynced and not self._map.dirty_pages
         finally:
             self.abandon()
 
@@ -409,9 +412,13 @@ class _Below:
         self._end = end
         self._found: Iterator[Extent] = iter(())
         self._extent: Extent | None = None
+        self._is_strict = False
 
     def between(self, start: int, stop: int) -> Iterator[Extent]:
         """Yield the extents of [start, stop); ranges are asked for ascending. Raises what that part of the map does."""
+        if self._is_strict:
+            yield from map(_deeper, self._base.extents(start, stop - start))
+            return
         if self._extent is None or self._extent.end <= start:
             self._found = self._base.extents(start, self._end - start)
             self._extent = None
@@ -421,9 +428,10 @@ class _Below:
                 try:
                     extent = self._extent = next(self._found)
                 except DiskfsError:
-                    # Perhaps behind `stop`, where the overlay hides it.
-                    for strict in self._base.extents(start, stop - start):
-                        yield _deeper(strict)
+                    # Perhaps behind `stop`, where the overlay hides it. From now on gaps alone are looked at: to walk
+                    # up to the damage again for each of them could take for ever.
+                    self._is_strict = True
+                    yield from self.between(start, stop)
                     return
             end = min(extent.end, stop)
             yield _deeper(clipped(extent, start, end))

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
 from diskfs_formats.text import printable
 
-_CLOSED = b"closed\n"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Another one each time that the system starts; see random(4)."""
 _HOLDER_SIZE = 512
 _HOLDER = re.compile(r"process (\d{1,10}) on (\S+)")
 _HOLDER_TRIES = 20
@@ -117,14 +119,18 @@ class OverlayFolder:
             return opened
 
     @classmethod
-    def inspect(cls, folder: Path, *, storage: Storage | None = None) -> OverlayDescription:
-        """Return what the folder says of itself; needs neither the source nor the lock, and changes nothing."""
+    def inspect(cls, folder: Path, *, storage: Storage | None = None, require_own: bool = False) -> OverlayDescription:
+        """Return what the folder says of itself; needs neither the source nor the lock, and changes nothing.
+
+        With `require_own`, OverlayError is raised if others may have written it: it names the files that are opened,
+        and where credentials are sent.
+        """
         name = printable(str(folder))
         storage = storage or LocalStorage(folder)
         with _reported(name):
             if DESCRIPTION not in _names(storage, name):
                 raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
-            return _read_description(storage, name)
+            return _read_description(storage, name, require_own=require_own)
 
     @staticmethod
     def check(folder: Path, *, storage: Storage | None = None) -> Iterator[Finding]:
@@ -321,12 +327,34 @@ def _make(storage: Storage, name: str, size: int, content: bytes = b"") -> None:
         file.close()
 
 
-def _read_description(storage: Storage, name: str) -> OverlayDescription:
+def _read_description(storage: Storage, name: str, *, require_own: bool = False) -> OverlayDescription:
     file = storage.open(DESCRIPTION, write=False)
     try:
+        if require_own:
+            _require_own(file, f"{name}/{DESCRIPTION}")
         return parse_description(file.read_at(0, MAX_SIZE + 1), f"{name}/{DESCRIPTION}")
     finally:
         file.close()
+
+
+def _require_own(file: StoredFile, name: str) -> None:
+    """Raise OverlayError if an open file was written, or may have been, by anybody but this user, root, and the user
+    who called sudo.
+    """
+    own = {os.geteuid(), 0}
+    if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdecimal():
+        own.add(int(os.environ["SUDO_UID"]))
+    owner, mode = file.owner()
+    if owner not in own:
+        raise OverlayError(
+            f"{name}: it belongs to user {owner}, and decides which files are opened; if you trust it, make it yours "
+            "(chown), or work as that user"
+        )
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OverlayError(
+            f"{name}: others may write it, and it decides which files are opened; if you trust it, make it yours "
+            "alone (chmod go-w)"
+        )
 
 
 def _require_same(description: OverlayDescription, identity: SourceIdentity, name: str, source: OpenedSource) -> None:
@@ -377,14 +405,18 @@ def _has_content(file: StoredFile, start: int, end: int) -> bool:
 class _Lock:
     """The file `lock`, locked. Its text is for messages, and says whether the last one to use the folder closed it.
 
-    All that a closed overlay's page cache holds was synced. The text lives no longer than that cache: neither survives
-    a power loss, nor is the text synced.
+    All that the page cache holds of an overlay that was closed is on the disk. That is said of the page cache of this
+    machine since it was started, and of no other one that may share the folder.
     """
 
     def __init__(self, file: StoredFile) -> None:
         self._file = file
-        self.was_closed = file.read_at(0, len(_CLOSED) + 1) == _CLOSED
+        closed = _closed_text()
+        self.was_closed = bool(closed) and file.read_at(0, len(closed) + 1) == closed
         self._write(f"process {os.getpid()} on {socket.gethostname()}\n".encode()[:_HOLDER_SIZE])
+        if self.was_closed:
+            # Or it could come back from the disk if this process is killed, and writing its name fails as well.
+            file.sync()
 
     def _write(self, text: bytes) -> None:
         self._file.write_at(0, text)
@@ -392,10 +424,19 @@ class _Lock:
 
     def release(self, *, closed: bool = False) -> None:
         """Let go of the folder. `closed` says that all that was written to it was synced, with success."""
-        if closed:
+        text = _closed_text()
+        if closed and text:
             with contextlib.suppress(OSError):
-                self._write(_CLOSED)
+                self._write(text)
         self._file.close()
+
+
+def _closed_text() -> bytes:
+    """Return what the lock of a closed overlay says, b"" if that cannot be told."""
+    try:
+        return b"closed since start " + _BOOT_ID.read_bytes()
+    except OSError:
+        return b""
 
 
 def _locked(storage: Storage, name: str) -> _Lock:

@@ -78,6 +78,10 @@ class StoredFile(Protocol):
         """Let later reads come from the disk, where memory could hold what a failed sync has left unwritten."""
         ...
 
+    def owner(self) -> tuple[int, int]:
+        """Return the user that the file belongs to, and its mode."""
+        ...
+
     def lock(self) -> bool:
         """Lock the file until it is closed, or its process ends; False if somebody else has it locked."""
         ...
@@ -213,6 +217,10 @@ class LocalFile:
     def forget_clean_pages(self) -> None:
         with contextlib.suppress(OSError):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def owner(self) -> tuple[int, int]:
+        status = os.fstat(self._fd)
+        return status.st_uid, status.st_mode
 
     def lock(self) -> bool:
         try:

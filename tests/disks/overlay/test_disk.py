@@ -113,8 +113,10 @@ class _Units(MappedImage):
         self.source = MemorySource(BASE, "units")
         super().__init__("units", ImageInfo("test", "test", SIZE), (self.source,))
         self.damaged = damaged
+        self.lookups_made = 0
 
     def lookup(self, offset: int, /) -> Extent:
+        self.lookups_made += 1
         number = offset // self.UNIT
         if number in self.damaged:
             raise CorruptImage(f"units: unit {number} is damaged")
@@ -161,6 +163,36 @@ def test_a_damaged_unit_that_the_overlay_hides_is_not_looked_at(storage: LocalSt
     disk.write_at(hidden[0], b"\xee" * (hidden[1] - hidden[0] - 1))
     assert sum(extent.length for extent in disk.extents()) == SIZE
     disk.abandon()
+
+
+def test_damage_that_the_overlay_hides_is_not_come_to_again_for_each_gap(storage: LocalStorage) -> None:
+    size = 4000 * BLOCK
+    header = IndexHeader(uuid.UUID(int=8), 1, BLOCK, size)
+    create_files(storage, header)
+    base = _Zeroes(size)
+    disk = open_disk(storage, header, "overlay", base)
+    disk.discard(size - BLOCK, BLOCK)
+    for block in range(0, 1000, 10):
+        disk.write_at(block * BLOCK, b"\xee" * BLOCK)
+    assert sum(extent.length for extent in disk.extents()) == size
+    # Once to the damage, and once through the gaps.
+    assert base.lookups_made < 3 * 4000
+    disk.abandon()
+
+
+class _Zeroes(MappedImage):
+    """Blocks that are zero, which a map joins, and a last one that cannot be looked up."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("zeroes", ImageInfo("test", "test", size), ())
+        self.lookups_made = 0
+
+    def lookup(self, offset: int, /) -> Extent:
+        self.lookups_made += 1
+        start = offset - offset % BLOCK
+        if start == self.size - BLOCK:
+            raise CorruptImage("zeroes: the last block is damaged")
+        return Extent(start, BLOCK, ExtentKind.ZERO)
 
 
 def test_zeroes_over_what_the_source_has_take_no_room(disk: OverlayDisk, tmp_path: Path) -> None:

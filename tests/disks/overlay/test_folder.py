@@ -19,6 +19,7 @@ import pytest
 
 from diskfs.disks.opening import OpenedSource, open_source
 from diskfs.disks.overlay import OverlayFolder, SourceOptions
+from diskfs.disks.overlay import folder as folder_module
 from diskfs.errors import (
     DamagedOverlay,
     NewerOverlay,
@@ -177,6 +178,43 @@ def test_what_was_closed_well_is_read_from_memory_and_anything_else_from_the_dis
     assert not _forgets(storage, source)
     assert list(OverlayFolder.check(Path("overlay"), storage=storage)) == []
     assert not _forgets(storage, source)
+
+
+def test_a_folder_that_was_closed_before_the_system_started_is_read_from_the_disk(
+    source: OpenedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = SimulatedStorage()
+    assert _forgets(storage, source)
+    assert not _forgets(storage, source)
+    started = tmp_path / "boot_id"
+    started.write_text("another\n")
+    monkeypatch.setattr(folder_module, "_BOOT_ID", started)
+    assert _forgets(storage, source)
+    assert not _forgets(storage, source)
+    started.unlink()
+    assert _forgets(storage, source)
+    assert _forgets(storage, source)
+
+
+def test_an_interrupted_sync_is_not_taken_for_one_that_succeeded(source: OpenedSource) -> None:
+    def interrupted(kind: str, _node: object, _operation: object) -> None:
+        if kind == "sync":
+            raise KeyboardInterrupt
+
+    storage = SimulatedStorage()
+    assert _forgets(storage, source)
+    with OverlayFolder.open(Path("overlay"), source, storage=storage) as overlay:
+        disk = overlay.disk(0)
+        disk.write_at(0, b"first")
+        disk.flush()
+        disk.write_at(0, b"other")
+        storage.watcher = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            disk.flush()
+        storage.watcher = None
+    left = storage.after_power_loss()
+    with OverlayFolder.open(Path("overlay"), source, storage=left) as overlay:
+        assert overlay.disk(0).read_at(0, 5) == b"other"
 
 
 def test_a_failed_sync_has_the_next_one_read_from_the_disk_also_where_the_disk_was_closed_before(
