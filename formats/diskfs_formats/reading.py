@@ -148,6 +148,58 @@ class _Piece:
     parts: Iterable[Buffer] = ()
 
 
+class _Spread:
+    """The work of one request, which several threads share: each takes the next item until none is left.
+
+    A helper that comes too late finds nothing: neither is it waited for, nor does it keep the request's buffers,
+    however long it lies in a queue.
+    """
+
+    def __init__(self, work: Callable[[int], None], count: int) -> None:
+        self._work: Callable[[int], None] | None = work
+        self._count = count
+        self._turn = itertools.count()
+        self._errors: list[BaseException] = []
+        self._helping = 0
+        self._changed = threading.Condition(threading.Lock())
+
+    def help_out(self) -> None:
+        """Take items, if there are any left. Raises nothing."""
+        with self._changed:
+            if self._work is None:
+                return
+            self._helping += 1
+        self._drain()
+        with self._changed:
+            self._helping -= 1
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Take items, and wait for those that helpers have taken; raises the first error."""
+        self._drain()
+        with self._changed:
+            while self._helping:
+                self._changed.wait()
+            self._work = None
+        if self._errors:
+            first = self._errors[0]
+            # An error that its own traceback leads to would keep the request's buffers until a collection.
+            self._errors.clear()
+            try:
+                raise first
+            finally:
+                del first
+
+    def _drain(self) -> None:
+        work = self._work
+        assert work is not None
+        while not self._errors and (index := next(self._turn)) < self._count:
+            try:
+                work(index)
+            except BaseException as error:  # noqa: BLE001 - handed to the caller by `finish`
+                self._errors.append(error)
+
+
 class ReadingEngine:
     """Reads maps. Safe to share between threads; waits only for its sources and for other readers' decoding."""
 
@@ -157,6 +209,8 @@ class ReadingEngine:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._here = threading.local()
+        self._asked = 0
+        """Helpers that wait in the pool's queue."""
 
     def submit(self, work: Callable[[int, int], T], offset: int, length: int) -> "Future[T]":
         """Run a read on a thread of the pool, which decodes by itself: for several reads under way side by side."""
@@ -289,30 +343,27 @@ class ReadingEngine:
 
     def _spread(self, work: Callable[[int], None], count: int) -> None:
         """Run work(0..count-1) on this thread and the pool's; all are done, or have failed, when it returns."""
-        turn = itertools.count()
-        errors: list[BaseException] = []
+        spread = _Spread(work, count)
 
-        def drain() -> None:
-            while not errors and (index := next(turn)) < count:
-                try:
-                    work(index)
-                except BaseException as error:  # noqa: BLE001 - handed to the caller below
-                    errors.append(error)
+        def help_out() -> None:
+            with self._lock:
+                self._asked -= 1
+            spread.help_out()
 
-        helpers = [self._executor().submit(drain) for _ in range(min(self._workers, count) - 1)]
-        drain()
-        for helper in helpers:
-            # A helper that has not begun has nothing left to do: never wait for a busy pool.
-            if not helper.cancel():
-                helper.result()
-        if errors:
-            first = errors[0]
-            # An error that its own traceback leads to would keep the request's buffers until a collection.
-            errors.clear()
+        executor = self._executor()
+        for _ in range(min(self._workers, count) - 1):
+            with self._lock:
+                # Threads that do not come to what waits for them already need not be asked for more.
+                if self._asked >= self._workers:
+                    break
+                self._asked += 1
             try:
-                raise first
-            finally:
-                del first
+                executor.submit(help_out)
+            except RuntimeError:  # There can be no further thread, or the interpreter is ending: this one does it all.
+                with self._lock:
+                    self._asked -= 1
+                break
+        spread.finish()
 
     def _executor(self) -> "ThreadPoolExecutor":
         with self._lock:

@@ -54,6 +54,10 @@ class Structure:
     texts: tuple[Text, ...] = ()
 
 
+MAX_FILLED = 1 << 20
+"""Bytes by which a whole file is extended and stays whole."""
+
+
 class Draft:
     """A file that is being changed: pieces at their offsets, zeroes elsewhere."""
 
@@ -112,10 +116,10 @@ class Draft:
         self.write(place.offset, (value & (1 << 8 * place.width) - 1).to_bytes(place.width, place.byteorder))
 
     def resize(self, size: int) -> None:
-        """Cut the file, or extend it by zeroes."""
+        """Cut the file, or extend it by zeroes; by many, and they are a hole: a changed header can say any size."""
         size = max(size, 0)
         kept = [(start, data[: size - start]) for start, data in self.pieces if start < size]
-        if self.is_whole and size > self.size:
+        if self.is_whole and self.size < size <= self.size + MAX_FILLED:
             kept = [(0, bytes(self.pieces[0][1]).ljust(size, b"\0"))]
         self.pieces, self.size = kept, size
 

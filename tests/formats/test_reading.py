@@ -4,6 +4,7 @@ import gc
 import random
 import threading
 import time
+import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -165,6 +166,54 @@ def test_a_copy_asks_for_all_that_a_piece_needs_at_once() -> None:
     assert found == inverted(sample()[: 2 * UNIT]) + sample()[50 * UNIT : 51 * UNIT] + inverted(sample()[3000:4000])
     # The third unit lies between two that are wanted, and is read along.
     assert source.requests == [[(0, 4 * UNIT), (50 * UNIT, UNIT)]]
+
+
+def test_requests_that_a_busy_pool_had_no_time_for_leave_nothing_behind() -> None:
+    # Found by the fuzzer at the lowest priority: each request stayed in the queue of the pool with all its buffers.
+    size = 64 << 10
+    source = MemorySource(bytes(8 * size), "units")
+    engine = ReadingEngine(workers=2)
+    released = threading.Event()
+
+    def wait(_offset: int, _length: int) -> None:
+        assert released.wait(PATIENCE)
+
+    busy = [engine.submit(wait, 0, 0) for _ in range(2)]
+
+    def unit(number: int) -> Extent:
+        stored = Stored(source, number * size, size, lambda record: bytes(bytearray(record)))
+        return Extent(number * size, size, ExtentKind.DATA, stored)
+
+    def read() -> None:
+        engine.cache.forget(source)
+        assert len(engine.read(unit(number) for number in range(8))) == 8 * size
+
+    read()
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            read()
+        assert tracemalloc.get_traced_memory()[0] < 2 << 20
+    finally:
+        tracemalloc.stop()
+        released.set()
+    for future in busy:
+        future.result(PATIENCE)
+    # The pool helps again.
+    seen: set[int] = set()
+    both = threading.Barrier(2, timeout=PATIENCE)
+
+    def decode(record: Buffer) -> bytes:
+        if threading.get_ident() not in seen:
+            seen.add(threading.get_ident())
+            if len(seen) <= 2:
+                both.wait()
+        return bytes(record)
+
+    extents = [Extent(n * size, size, ExtentKind.DATA, Stored(source, n * size, size, decode)) for n in range(8)]
+    engine.cache.forget(source)
+    assert engine.read(extents) == bytes(8 * size)
+    assert len(seen) >= 2
 
 
 def test_nothing_is_read_for_an_empty_request() -> None:
