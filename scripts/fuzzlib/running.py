@@ -217,7 +217,7 @@ def _run_image(form: Format, source: SparseSource, related: RelatedFiles, outcom
         return
     finally:
         _require(source.requests <= MAX_REQUESTS, f"opening takes {source.requests} requests")
-        _require(source.bytes_read <= MAX_REQUESTED, f"opening reads {source.bytes_read} bytes")
+        _require(source.bytes_read <= MAX_REQUESTED + form.more_read, f"opening reads {source.bytes_read} bytes")
     outcome.passed_header = True
     outcome.messages += [finding.message for finding in image.info.findings]
     _use(image, outcome)

@@ -167,6 +167,8 @@ class Format:
     reshape: Callable[[Draft, random.Random], None] | None = None
     """A change that only makes sense for this format, such as a member that is there twice."""
     driver: str | None = None
+    more_read: int = 0
+    """Bytes that opening may read besides those that it may for every format."""
     changes: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 4)
     """How many changes are made at once, each alike often."""
 

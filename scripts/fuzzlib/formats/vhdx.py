@@ -8,6 +8,7 @@ from uuid import UUID
 import google_crc32c
 
 from diskfs_formats.vhdx import structures
+from diskfs_formats.vhdx.log import MAX_LOG_LENGTH
 from scripts.fuzzlib.formats import seeds
 from scripts.fuzzlib.specimen import Draft, Field, Format, Specimen, Structure, Table, Text, fields_of
 from tests.samples import vhdx_builder as vhdx
@@ -141,4 +142,12 @@ def _seal(draft: Draft, at: int, length: int) -> None:
         draft.write(at + 4, struct.pack("<I", google_crc32c.value(data[:4] + bytes(4) + data[8:])))
 
 
-VHDX = Format("vhdx", "disk.vhdx", _specimens, _structure, _mend, driver="vhdx")
+VHDX = Format(
+    "vhdx",
+    "disk.vhdx",
+    _specimens,
+    _structure,
+    _mend,
+    driver="vhdx",
+    more_read=MAX_LOG_LENGTH,  # A log that is to be replayed is read whole: the last entry can be anywhere in it.
+)
