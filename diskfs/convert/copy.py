@@ -98,7 +98,19 @@ def _copy_positioned(content: DiskImage, sink: PositionedSink, progress: Progres
 
 
 def _cost_of_all(batch: Sequence[Piece | range]) -> int:
-    return sum(piece.cost for piece in batch if isinstance(piece, Piece))
+    # A record of which an overlay leaves several parts is read once, whatever each of their pieces would cost alone.
+    cost = 0
+    last: tuple[int, int] | None = None
+    for piece in batch:
+        if isinstance(piece, range):
+            continue
+        cost += 2 * piece.length
+        for extent in piece.extents:
+            stored = extent.stored
+            if stored is not None and last != (id(stored.source), stored.offset):
+                cost += stored.length
+                last = id(stored.source), stored.offset
+    return cost
 
 
 def _batches(pieces: Iterable[Piece | range]) -> Iterator[list[Piece | range]]:

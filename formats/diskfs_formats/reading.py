@@ -161,6 +161,8 @@ class _Spread:
         self._turn = itertools.count()
         self._errors: list[BaseException] = []
         self._helping = 0
+        self._is_broken = False
+        """Whether a thread ended amid its work, so that an item that was taken may not be done."""
         self._changed = threading.Condition(threading.Lock())
 
     def help_out(self) -> None:
@@ -169,18 +171,32 @@ class _Spread:
             if self._work is None:
                 return
             self._helping += 1
-        self._drain()
-        with self._changed:
-            self._helping -= 1
-            self._changed.notify_all()
+        try:
+            self._drain()
+        except BaseException:
+            self._is_broken = True
+            raise
+        finally:
+            with self._changed:
+                self._helping -= 1
+                self._changed.notify_all()
 
     def finish(self) -> None:
         """Take items, and wait for those that helpers have taken; raises the first error."""
-        self._drain()
-        with self._changed:
-            while self._helping:
-                self._changed.wait()
-            self._work = None
+        try:
+            self._drain()
+            with self._changed:
+                while self._helping:
+                    self._changed.wait()
+        except BaseException:
+            # Interrupted: helpers end with the item that they are at.
+            self._is_broken = True
+            raise
+        finally:
+            with self._changed:
+                self._work = None
+        if self._is_broken:
+            raise MemoryError("a thread that decodes could not go on")
         if self._errors:
             first = self._errors[0]
             # An error that its own traceback leads to would keep the request's buffers until a collection.
@@ -193,7 +209,7 @@ class _Spread:
     def _drain(self) -> None:
         work = self._work
         assert work is not None
-        while not self._errors and (index := next(self._turn)) < self._count:
+        while not self._errors and not self._is_broken and (index := next(self._turn)) < self._count:
             try:
                 work(index)
             except BaseException as error:  # noqa: BLE001 - handed to the caller by `finish`
@@ -359,9 +375,9 @@ class ReadingEngine:
                 self._asked += 1
             try:
                 executor.submit(help_out)
-            except RuntimeError:  # There can be no further thread, or the interpreter is ending: this one does it all.
-                with self._lock:
-                    self._asked -= 1
+            except RuntimeError:
+                # There can be no further thread, or the interpreter is ending. It may be in the queue all the same, and
+                # counts until its turn comes.
                 break
         spread.finish()
 

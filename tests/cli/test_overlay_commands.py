@@ -159,13 +159,14 @@ def test_commands_on_an_overlay_in_use_name_who_has_it(changed: tuple[Path, Path
             assert f"in use by process {os.getpid()}" in diskfs(*command, expect=1).stderr
 
 
+@pytest.mark.parametrize("whose", ["folder", "description"])
 def test_the_overlay_of_a_stranger_does_not_say_what_is_opened(
-    changed: tuple[Path, Path, bytes], monkeypatch: pytest.MonkeyPatch
+    changed: tuple[Path, Path, bytes], whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, overlay, _ = changed
     if os.geteuid() != 0:
         pytest.skip("only root can give a file away")
-    theirs = overlay / "overlay.json"
+    theirs = overlay if whose == "folder" else overlay / "overlay.json"
     os.chown(theirs, 1234, 1234)
     target = overlay.with_name("new.raw")
     for command in (("diff", overlay), ("commit", overlay, target), ("diff", overlay, "--source", raw)):
@@ -178,6 +179,7 @@ def test_the_overlay_of_a_stranger_does_not_say_what_is_opened(
     monkeypatch.setenv("SUDO_UID", "1235")
     diskfs("diff", overlay, expect=1)
     os.chown(theirs, 0, 0)
+    theirs = overlay / "overlay.json"
     for mode in (0o620, 0o602):
         theirs.chmod(mode)
         assert f"{theirs}: others may write it" in diskfs("diff", overlay, expect=1).stderr

@@ -16,7 +16,7 @@ from diskfs_formats.bulk import Piece, read_piece
 from diskfs_formats.errors import CorruptImage
 from diskfs_formats.extents import Extent, ExtentKind, Stored, clipped
 from diskfs_formats.gathering import MAX_MERGED, MERGE_GAP
-from diskfs_formats.reading import ReadingEngine, UnitCache, is_plain_data, zeroes
+from diskfs_formats.reading import ReadingEngine, UnitCache, _Spread, is_plain_data, zeroes
 from diskfs_formats.source import Buffer, ByteSource, MemorySource, SourceSlice
 
 UNIT = 1000
@@ -214,6 +214,72 @@ def test_requests_that_a_busy_pool_had_no_time_for_leave_nothing_behind() -> Non
     engine.cache.forget(source)
     assert engine.read(extents) == bytes(8 * size)
     assert len(seen) >= 2
+
+
+def test_helpers_of_an_interrupted_request_end_and_begin_nothing_more() -> None:
+    begun: list[int] = []
+    entered, released = threading.Event(), threading.Event()
+
+    def work(index: int) -> None:
+        begun.append(index)
+        if threading.current_thread() is helper:
+            entered.set()
+            assert released.wait(PATIENCE)
+        else:
+            assert entered.wait(PATIENCE)
+            raise ValueError(index)
+
+    class Interrupted(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    spread = _Spread(work, 100)
+    spread._changed = Interrupted(threading.Lock())
+    helper = threading.Thread(target=spread.help_out)
+    helper.start()
+    assert entered.wait(PATIENCE)
+    with pytest.raises(KeyboardInterrupt):
+        spread.finish()
+    released.set()
+    helper.join(PATIENCE)
+    assert not helper.is_alive()
+    assert len(begun) == 2
+    spread.help_out()
+    assert len(begun) == 2
+
+
+def test_a_helper_that_cannot_go_on_is_an_error_of_the_request() -> None:
+    taken = threading.Event()
+
+    class Turn:
+        """Numbers that run out of memory for one thread."""
+
+        def __init__(self) -> None:
+            self.numbers = iter(range(100))
+
+        def __next__(self) -> int:
+            if threading.current_thread() is helper:
+                taken.set()
+                raise MemoryError
+            assert taken.wait(PATIENCE)
+            return next(self.numbers)
+
+    spread = _Spread(lambda _index: None, 100)
+    spread._turn = Turn()  # type: ignore[assignment]
+    failed: list[BaseException] = []
+
+    def help_out() -> None:
+        try:
+            spread.help_out()
+        except MemoryError as error:
+            failed.append(error)
+
+    helper = threading.Thread(target=help_out)
+    helper.start()
+    with pytest.raises(MemoryError, match="could not go on"):
+        spread.finish()
+    helper.join(PATIENCE)
+    assert len(failed) == 1
 
 
 def test_nothing_is_read_for_an_empty_request() -> None:

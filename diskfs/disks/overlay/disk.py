@@ -336,11 +336,11 @@ class OverlayDisk:
 
     def _flush(self) -> None:
         # The states taken here are of writes that have ended, so the sync that follows covers their data.
-        pages = self._map.take_dirty()
-        self._unsynced = False
         with ExitStack() as undo:
             undo.callback(self._map.put_back)
+            pages = self._map.take_dirty()
             try:
+                self._unsynced = False
                 self._data.sync()
             except OSError as error:
                 # What was not written may be forgotten by now, so trying again proves nothing.

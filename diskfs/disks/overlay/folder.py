@@ -331,29 +331,30 @@ def _read_description(storage: Storage, name: str, *, require_own: bool = False)
     file = storage.open(DESCRIPTION, write=False)
     try:
         if require_own:
-            _require_own(file, f"{name}/{DESCRIPTION}")
+            _require_own(storage, file, name)
         return parse_description(file.read_at(0, MAX_SIZE + 1), f"{name}/{DESCRIPTION}")
     finally:
         file.close()
 
 
-def _require_own(file: StoredFile, name: str) -> None:
-    """Raise OverlayError if an open file was written, or may have been, by anybody but this user, root, and the user
-    who called sudo.
+def _require_own(storage: Storage, description: StoredFile, name: str) -> None:
+    """Raise OverlayError if an open description was written, or may have been, by anybody but this user, root, and the
+    user who called sudo, or lies in a folder of somebody else.
     """
     own = {os.geteuid(), 0}
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdecimal():
         own.add(int(os.environ["SUDO_UID"]))
-    owner, mode = file.owner()
-    if owner not in own:
-        raise OverlayError(
-            f"{name}: it belongs to user {owner}, and decides which files are opened; if you trust it, make it yours "
-            "(chown), or work as that user"
-        )
+    owner, mode = description.owner()
+    for place, whose in ((name, storage.owner()), (f"{name}/{DESCRIPTION}", owner)):
+        if whose not in own:
+            raise OverlayError(
+                f"{place}: it belongs to user {whose}, and decides which files are opened; if you trust it, make it "
+                "yours (chown -R), or work as that user"
+            )
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise OverlayError(
-            f"{name}: others may write it, and it decides which files are opened; if you trust it, make it yours "
-            "alone (chmod go-w)"
+            f"{name}/{DESCRIPTION}: others may write it, and it decides which files are opened; if you trust it, make "
+            "it yours alone (chmod go-w)"
         )
 
 

@@ -98,6 +98,10 @@ class Storage(Protocol):
         """Create the folder unless it is there, so that it survives a power loss."""
         ...
 
+    def owner(self) -> int:
+        """Return the user that the folder belongs to."""
+        ...
+
     def names(self) -> list[str]:
         """Return the names in the folder; raises FileNotFoundError if it is missing."""
         ...
@@ -254,6 +258,9 @@ class LocalStorage:
                 raise
             return
         _sync_folder(self._folder.absolute().parent)
+
+    def owner(self) -> int:
+        return self._folder.stat().st_uid
 
     def names(self) -> list[str]:
         return os.listdir(self._folder)  # noqa: PTH208 - bare names are what is asked for
