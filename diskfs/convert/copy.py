@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from diskfs.sinks.positioned import GatheringSink, ObjectSink, PositionedSink
-from diskfs_formats.bulk import PIECE, Piece, data_pieces, read_extents, read_piece
+from diskfs_formats.bulk import PIECE, Piece, cost_of, data_pieces, read_extents, read_piece
 from diskfs_formats.driver import DiskImage
 from diskfs_formats.layout import Table
 from diskfs_formats.parallel import for_each, in_order
@@ -98,19 +98,7 @@ def _copy_positioned(content: DiskImage, sink: PositionedSink, progress: Progres
 
 
 def _cost_of_all(batch: Sequence[Piece | range]) -> int:
-    # A record of which an overlay leaves several parts is read once, whatever each of their pieces would cost alone.
-    cost = 0
-    last: tuple[int, int] | None = None
-    for piece in batch:
-        if isinstance(piece, range):
-            continue
-        cost += 2 * piece.length
-        for extent in piece.extents:
-            stored = extent.stored
-            if stored is not None and last != (id(stored.source), stored.offset):
-                cost += stored.length
-                last = id(stored.source), stored.offset
-    return cost
+    return cost_of(piece for piece in batch if isinstance(piece, Piece))
 
 
 def _batches(pieces: Iterable[Piece | range]) -> Iterator[list[Piece | range]]:

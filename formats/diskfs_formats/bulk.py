@@ -34,7 +34,21 @@ class Piece:
     @property
     def cost(self) -> int:
         """Bytes of memory that it takes to read the piece, about: what is stored, what is decoded, and a copy."""
-        return 2 * self.length + sum(extent.stored.length for extent in self.extents if extent.stored)
+        return cost_of((self,))
+
+
+def cost_of(pieces: Iterable[Piece]) -> int:
+    """Return what it takes to read pieces together. A record of which several parts are left is read once."""
+    cost = 0
+    last: tuple[int, int] | None = None
+    for piece in pieces:
+        cost += 2 * piece.length
+        for extent in piece.extents:
+            stored = extent.stored
+            if stored is not None and last != (id(stored.source), stored.offset):
+                cost += stored.length
+                last = id(stored.source), stored.offset
+    return cost
 
 
 def data_pieces(extents: Iterable[Extent], piece: int = PIECE) -> Iterator[Piece]:

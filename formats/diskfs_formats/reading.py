@@ -4,7 +4,6 @@ One `ReadingEngine` serves a whole process, so its pool of decoder threads and i
 for all disks together.
 """
 
-import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from diskfs_formats.extents import Extent, ExtentKind, Stored
 from diskfs_formats.gathering import Records, Span, read_spans
 from diskfs_formats.source import Buffer, ByteSource, ReadyReader, takes_ranges
+from diskfs_formats.spread import Spread
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -146,74 +146,6 @@ class _Piece:
 
     extent: Extent
     parts: Iterable[Buffer] = ()
-
-
-class _Spread:
-    """The work of one request, which several threads share: each takes the next item until none is left.
-
-    A helper that comes too late finds nothing: neither is it waited for, nor does it keep the request's buffers,
-    however long it lies in a queue.
-    """
-
-    def __init__(self, work: Callable[[int], None], count: int) -> None:
-        self._work: Callable[[int], None] | None = work
-        self._count = count
-        self._turn = itertools.count()
-        self._errors: list[BaseException] = []
-        self._helping = 0
-        self._is_broken = False
-        """Whether a thread ended amid its work, so that an item that was taken may not be done."""
-        self._changed = threading.Condition(threading.Lock())
-
-    def help_out(self) -> None:
-        """Take items, if there are any left. Raises nothing."""
-        with self._changed:
-            if self._work is None:
-                return
-            self._helping += 1
-        try:
-            self._drain()
-        except BaseException:
-            self._is_broken = True
-            raise
-        finally:
-            with self._changed:
-                self._helping -= 1
-                self._changed.notify_all()
-
-    def finish(self) -> None:
-        """Take items, and wait for those that helpers have taken; raises the first error."""
-        try:
-            self._drain()
-            with self._changed:
-                while self._helping:
-                    self._changed.wait()
-        except BaseException:
-            # Interrupted: helpers end with the item that they are at.
-            self._is_broken = True
-            raise
-        finally:
-            with self._changed:
-                self._work = None
-        if self._is_broken:
-            raise MemoryError("a thread that decodes could not go on")
-        if self._errors:
-            first = self._errors[0]
-            # An error that its own traceback leads to would keep the request's buffers until a collection.
-            self._errors.clear()
-            try:
-                raise first
-            finally:
-                del first
-
-    def _drain(self) -> None:
-        work = self._work
-        assert work is not None
-        while not self._errors and not self._is_broken and (index := next(self._turn)) < self._count:
-            try:
-                work(index)
-            except BaseException as error:  # noqa: BLE001 - handed to the caller by `finish`
-                self._errors.append(error)
 
 
 class ReadingEngine:
@@ -359,7 +291,7 @@ class ReadingEngine:
 
     def _spread(self, work: Callable[[int], None], count: int) -> None:
         """Run work(0..count-1) on this thread and the pool's; all are done, or have failed, when it returns."""
-        spread = _Spread(work, count)
+        spread = Spread(work, count)
 
         def help_out() -> None:
             with self._lock:

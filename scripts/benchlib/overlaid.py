@@ -89,7 +89,7 @@ def _commits(context: Context, image: Path) -> Iterator[Comparison]:
     """Commit a disk to a raw file, and convert the same disk without changes.
 
     Once with what preparing a disk changes, files copied in and tables changed; once with as many single blocks as
-    random writes leave, of which every fourth unit of the image has two: the worst that a commit can meet.
+    random writes for some seconds leave, which is the worst that a commit can meet.
     """
     few = ((("write", WRITTEN, None), ("randwrite", 0, FEW)), f"{WRITTEN // MIB} MiB and {FEW:,} blocks changed")
     many = ((("randwrite", 0, None),), "blocks changed at random for seconds")

@@ -16,8 +16,9 @@ from diskfs_formats.bulk import Piece, read_piece
 from diskfs_formats.errors import CorruptImage
 from diskfs_formats.extents import Extent, ExtentKind, Stored, clipped
 from diskfs_formats.gathering import MAX_MERGED, MERGE_GAP
-from diskfs_formats.reading import ReadingEngine, UnitCache, _Spread, is_plain_data, zeroes
+from diskfs_formats.reading import ReadingEngine, UnitCache, is_plain_data, zeroes
 from diskfs_formats.source import Buffer, ByteSource, MemorySource, SourceSlice
+from diskfs_formats.spread import Spread
 
 UNIT = 1000
 PATIENCE = 30
@@ -233,7 +234,7 @@ def test_helpers_of_an_interrupted_request_end_and_begin_nothing_more() -> None:
         def wait(self, timeout: float | None = None) -> bool:
             raise KeyboardInterrupt
 
-    spread = _Spread(work, 100)
+    spread = Spread(work, 100)
     spread._changed = Interrupted(threading.Lock())
     helper = threading.Thread(target=spread.help_out)
     helper.start()
@@ -264,7 +265,7 @@ def test_a_helper_that_cannot_go_on_is_an_error_of_the_request() -> None:
             assert taken.wait(PATIENCE)
             return next(self.numbers)
 
-    spread = _Spread(lambda _index: None, 100)
+    spread = Spread(lambda _index: None, 100)
     spread._turn = Turn()  # type: ignore[assignment]
     failed: list[BaseException] = []
 

@@ -6,10 +6,7 @@
 
 import contextlib
 import os
-import re
-import socket
 import stat
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,6 +26,7 @@ from diskfs.disks.overlay.description import (
 from diskfs.disks.overlay.disk import NO_ROOM, OverlayDisk
 from diskfs.disks.overlay.identity import SourceIdentity
 from diskfs.disks.overlay.layout import BLOCK_SIZE, HEADER_SIZE, PAGES_OFFSET, IndexHeader, parse_header
+from diskfs.disks.overlay.lock import FolderLock, lock_folder
 from diskfs.disks.overlay.names import DESCRIPTION, LOCK, NEW_DESCRIPTION, REMOVED, data_name, index_name, ours
 from diskfs.disks.overlay.storage import LocalStorage, Storage, StoredFile
 from diskfs.errors import (
@@ -37,7 +35,6 @@ from diskfs.errors import (
     OtherSource,
     OutOfSpace,
     OverlayError,
-    OverlayInUse,
     OverlayWriteError,
 )
 from diskfs_formats.driver import DiskImage
@@ -45,19 +42,12 @@ from diskfs_formats.errors import DiskfsError
 from diskfs_formats.findings import Finding
 from diskfs_formats.text import printable
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Another one each time that the system starts; see random(4)."""
-_HOLDER_SIZE = 512
-_HOLDER = re.compile(r"process (\d{1,10}) on (\S+)")
-_HOLDER_TRIES = 20
-_HOLDER_WAIT = 0.02
-
 
 class OverlayFolder:
     """An open overlay, locked until it is closed. Its disks may be shared between threads."""
 
     def __init__(
-        self, storage: Storage, name: str, lock: "_Lock", description: OverlayDescription, source: OpenedSource
+        self, storage: Storage, name: str, lock: FolderLock, description: OverlayDescription, source: OpenedSource
     ) -> None:
         """Take over a locked folder; use `open`."""
         self._storage = storage
@@ -95,7 +85,7 @@ class OverlayFolder:
                 if not create:
                     raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
                 _require_unfinished(storage, names, name)
-            lock = _locked(storage, name)
+            lock = lock_folder(storage, name)
             undo.callback(lock.release)
             if DESCRIPTION in storage.names():
                 description = _read_description(storage, name)
@@ -108,7 +98,7 @@ class OverlayFolder:
                 description = OverlayDescription(uuid.uuid4(), location, identity, options, block_size)
                 _create(storage, description)
             opened = cls(storage, name, lock, description, source)
-            # Closed in two steps: what was not opened whole is not known to be synced.
+            # The lock's text does not say `closed` then: what was not opened whole is not known to be synced.
             undo.callback(opened._close_disks)
             for disk in identity.disks:
                 header = IndexHeader(description.id, disk.index, description.block_size, disk.virtual_size)
@@ -145,7 +135,7 @@ class OverlayFolder:
         with _reported(name):
             if DESCRIPTION not in _names(storage, name):
                 raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
-            lock = _locked(storage, name)
+            lock = lock_folder(storage, name)
             try:
                 description = _read_description(storage, name)
                 for disk in description.identity.disks:
@@ -168,7 +158,7 @@ class OverlayFolder:
             names = _names(storage, name)
             if DESCRIPTION not in names and ours(names) != names:
                 raise NotAnOverlay(f"{name}: there is no {DESCRIPTION}: it is no overlay")
-            lock = _locked(storage, name)
+            lock = lock_folder(storage, name)
             try:
                 if DESCRIPTION in storage.names():
                     with contextlib.suppress(DamagedOverlay):
@@ -401,71 +391,6 @@ def _require_unfinished(storage: Storage, names: list[str], name: str) -> None:
 
 def _has_content(file: StoredFile, start: int, end: int) -> bool:
     return any(any(file.read_at(offset, min(1 << 20, end - offset))) for offset in range(start, end, 1 << 20))
-
-
-class _Lock:
-    """The file `lock`, locked. Its text is for messages, and says whether the last one to use the folder closed it.
-
-    All that the page cache holds of an overlay that was closed is on the disk. That is said of the page cache of this
-    machine since it was started, and of no other one that may share the folder.
-    """
-
-    def __init__(self, file: StoredFile) -> None:
-        self._file = file
-        closed = _closed_text()
-        self.was_closed = bool(closed) and file.read_at(0, len(closed) + 1) == closed
-        self._write(f"process {os.getpid()} on {socket.gethostname()}\n".encode()[:_HOLDER_SIZE])
-        if self.was_closed:
-            # Or it could come back from the disk if this process is killed, and writing its name fails as well.
-            file.sync()
-
-    def _write(self, text: bytes) -> None:
-        self._file.write_at(0, text)
-        self._file.truncate(len(text))
-
-    def release(self, *, closed: bool = False) -> None:
-        """Let go of the folder. `closed` says that all that was written to it was synced, with success."""
-        text = _closed_text()
-        if closed and text:
-            with contextlib.suppress(OSError):
-                self._write(text)
-        self._file.close()
-
-
-def _closed_text() -> bytes:
-    """Return what the lock of a closed overlay says, b"" if that cannot be told."""
-    try:
-        return b"closed since start " + _BOOT_ID.read_bytes()
-    except OSError:
-        return b""
-
-
-def _locked(storage: Storage, name: str) -> _Lock:
-    while True:
-        lock = storage.open(LOCK, create=True)
-        try:
-            if not lock.lock():
-                raise OverlayInUse(
-                    f"{name}: the overlay is in use by {_holder(lock)}; unmount it there, or use another folder"
-                )
-            # Whoever removes an overlay holds the lock of a file that is then no longer there.
-            if storage.is_current(LOCK, lock):
-                return _Lock(lock)
-        except BaseException:
-            lock.close()
-            raise
-        lock.close()
-
-
-def _holder(lock: StoredFile) -> str:
-    """Say who has the lock. It writes its name a moment after it has it, where an earlier one may have left its own."""
-    for _ in range(_HOLDER_TRIES):
-        text = lock.read_at(0, _HOLDER_SIZE).decode("ascii", "replace").strip()
-        stated = _HOLDER.fullmatch(text)
-        if stated and (stated[2] != socket.gethostname() or Path(f"/proc/{stated[1]}").exists()):
-            return printable(text)
-        time.sleep(_HOLDER_WAIT)
-    return "another process"
 
 
 @contextlib.contextmanager

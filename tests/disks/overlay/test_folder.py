@@ -19,7 +19,7 @@ import pytest
 
 from diskfs.disks.opening import OpenedSource, open_source
 from diskfs.disks.overlay import OverlayFolder, SourceOptions
-from diskfs.disks.overlay import folder as folder_module
+from diskfs.disks.overlay import lock as lock_module
 from diskfs.errors import (
     DamagedOverlay,
     NewerOverlay,
@@ -188,7 +188,7 @@ def test_a_folder_that_was_closed_before_the_system_started_is_read_from_the_dis
     assert not _forgets(storage, source)
     started = tmp_path / "boot_id"
     started.write_text("another\n")
-    monkeypatch.setattr(folder_module, "_BOOT_ID", started)
+    monkeypatch.setattr(lock_module, "_BOOT_ID", started)
     assert _forgets(storage, source)
     assert not _forgets(storage, source)
     started.unlink()
