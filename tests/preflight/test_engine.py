@@ -25,7 +25,6 @@ from diskfs.preflight.rules.registry import Check, check, checks
 from diskfs_formats.errors import CorruptImage
 from diskfs_formats.findings import Severity
 from tests.preflight.checking import MIB, disk, result_of, status_of
-from tests.preflight.checking import run as run_tool
 
 RULE = rules()["VMIE-FMT-01"]
 
@@ -146,13 +145,9 @@ def test_facts_are_gathered_once_errors_included() -> None:
 def test_a_volume_that_is_not_read_may_hold_the_system(tmp_path: Path) -> None:
     """JFS is a file system that the guide lists: that nothing was found on it is not that nothing is there."""
     image = disk(tmp_path / "disk.raw", "start=2048, type=83, bootable\n")
-    part = tmp_path / "part"
-    with part.open("wb") as file:
-        file.truncate(63 * MIB)
-    run_tool("mkfs.jfs", "-q", part)
-    with image.open("r+b") as file:
-        file.seek(MIB)
-        file.write(part.read_bytes())
+    with image.open("r+b") as file:  # the superblock's magic; not every release has the package of mkfs.jfs
+        file.seek(MIB + 32768)
+        file.write(b"JFS1")
     for rule in ("VMIE-LIN-12", "VMIE-BOOT-10", "VMIE-WIN-01"):
         found = result_of(image, rule)
         assert found.status.value == "unknown"
