@@ -28,6 +28,8 @@ SPARE_BUFFERS = 80
 """Buffers that are remembered to be used again: those of what streams by, and some under way."""
 IDLE_TIMEOUT = 15.0
 """Seconds without a byte after which a try is given up."""
+LEAST_TIMEOUT = 0.1
+"""Seconds that a try gets although the time is up: waiting before it took longer than was asked for."""
 SLOW_AFTER = 8.0
 """Seconds after which a try that is slower than SLOWEST_TRY is given up for a new one: it may meet another server."""
 SLOWEST_TRY = 32 << 10
@@ -253,7 +255,7 @@ class RemoteObject:
         STATISTICS.add(requests=1)
         begun, at = time.monotonic(), received
         first, last = offset + received, offset + length - 1
-        answer = self._transport.get(first, last, self._version, min(IDLE_TIMEOUT, max(deadline.left, 0.1)))
+        answer = self._transport.get(first, last, self._version, _patience(deadline))
         with closing(answer):
             self._require_right_answer(answer, first, length - received)
             while at < length:
@@ -318,6 +320,11 @@ def parse_content_range(headers: dict[str, str]) -> tuple[int, int, int] | None:
     return (first, last, total) if first <= last < total else None
 
 
+def _patience(deadline: Deadline) -> float:
+    """Return the seconds without a byte that the next try gets; never none, which is no timeout to any library."""
+    return min(IDLE_TIMEOUT, max(deadline.left, LEAST_TIMEOUT))
+
+
 def wait_to_retry(error: Transient, tries: int, deadline: Deadline, what: str) -> None:
     """Sleep before the next try; raises SourceError if there is no time for one, or the process is going away."""
     left = deadline.left
@@ -356,7 +363,7 @@ def probe(transport: Transport, deadline_seconds: float) -> Probed:
 
 def _probe(transport: Transport, deadline: Deadline) -> Probed:
     STATISTICS.add(requests=1)
-    answer = transport.get(0, 0, None, min(IDLE_TIMEOUT, deadline.left))
+    answer = transport.get(0, 0, None, _patience(deadline))
     with closing(answer):
         headers = answer.headers
         if answer.status == 416:
@@ -385,7 +392,7 @@ def _probe_empty(transport: Transport, answer: Answer, deadline: Deadline) -> Pr
     if _EMPTY_RANGE.fullmatch(answer.headers.get("content-range", "").strip()):
         return Probed(Version(answer.headers.get("etag"), answer.headers.get("last-modified"), 0))
     STATISTICS.add(requests=1)
-    with closing(transport.get(None, None, None, min(IDLE_TIMEOUT, deadline.left))) as whole:
+    with closing(transport.get(None, None, None, _patience(deadline))) as whole:
         if whole.status == 200 and whole.headers.get("content-length") == "0":
             return Probed(Version(whole.headers.get("etag"), whole.headers.get("last-modified"), 0))
     raise Transient("the server refused the first byte of an object that is not empty")

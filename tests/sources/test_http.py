@@ -115,6 +115,16 @@ def test_faults_without_end_are_an_error_and_never_other_bytes(web: FaultyServer
     assert source.read_at(MIB, 4096) == CONTENT[MIB : MIB + 4096]
 
 
+def test_a_try_that_begins_when_the_time_is_up_is_still_a_try(web: FaultyServer) -> None:
+    """A pause may end later than it should: the time that is left is then none, which no library takes as a timeout."""
+    url = web.put("disk.raw", CONTENT)
+    assert open_location(url, RemoteOptions(deadline=0)).size == len(CONTENT)
+    assert open_location(web.put("empty", b""), RemoteOptions(deadline=0)).size == 0
+    web.choose = lambda request: "503"
+    with pytest.raises(SourceError, match=r"opening it: .*503.*given up after 0 s"):
+        open_location(url, RemoteOptions(deadline=0))
+
+
 def test_what_hangs_is_given_up_at_the_deadline(web: FaultyServer) -> None:
     source = open_location(web.put("disk.raw", CONTENT), RemoteOptions(deadline=3))
     web.choose = lambda request: "stall"
