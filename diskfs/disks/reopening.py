@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diskfs.disks.opening import OpenedSource, open_source
-from diskfs.disks.overlay import OverlayFolder
+from diskfs.disks.overlay import MergedDisk, OverlayFolder
 from diskfs.errors import AccessDenied, OtherSource, SourceNotFound
 from diskfs.sources.locations import RemoteOptions
 from diskfs_formats.text import printable
@@ -52,7 +52,7 @@ def reopened(
     with source, OverlayFolder.open(folder, source, create=False) as overlay:
         for disk in source.disks:
             if disk.opened is not None:
-                disk.replace(overlay.disk(disk.index))
+                disk.replace(MergedDisk(overlay.disk(disk.index)))
         yield ReopenedOverlay(source, overlay)
 
 

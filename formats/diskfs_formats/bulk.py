@@ -2,10 +2,11 @@
 units, which serves those who come back.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 from diskfs_formats.errors import CorruptImage
-from diskfs_formats.extents import Extent, ExtentKind, Stored, clipped
+from diskfs_formats.extents import Decoder, Extent, ExtentKind, Stored, clipped
 from diskfs_formats.gathering import Records, read_spans
 from diskfs_formats.source import Buffer, SparseSource
 from diskfs_formats.values import value
@@ -108,7 +109,7 @@ def read_extents(extents: Sequence[Extent]) -> list[tuple[Buffer, Buffer]]:
     """
     records = _read_stored(extents)
     # The last unit of each source: the parts of one follow each other there.
-    units: dict[int, tuple[tuple[int, int], Buffer]] = {}
+    units: dict[int, tuple[tuple[int, int], Decoder, Buffer]] = {}
     found = []
     for extent, record in zip(extents, records, strict=True):
         stored = extent.stored
@@ -119,13 +120,24 @@ def read_extents(extents: Sequence[Extent]) -> list[tuple[Buffer, Buffer]]:
         # With its place on the disk: a record can say which unit it is, and is no good for another one.
         key = stored.offset, extent.offset - stored.skip
         last = units.get(id(stored.source))
-        if last is not None and last[0] == key:
-            unit = last[1]
+        if last is not None and last[0] == key and _are_same(last[1], stored.decode):
+            unit = last[2]
         else:
             unit = stored.decode(record)
-            units[id(stored.source)] = key, unit
+            units[id(stored.source)] = key, stored.decode, unit
         found.append((record, _part_of(extent, unit)))
     return found
+
+
+def _are_same(one: Decoder, two: Decoder) -> bool:
+    """Tell whether two decoders make the same of a record. Each look at a map makes a partial object of its own."""
+    if one is two:
+        return True
+    return (
+        isinstance(one, functools.partial)
+        and isinstance(two, functools.partial)
+        and (one.func, one.args) == (two.func, two.args)
+    )
 
 
 def _read_stored(extents: Sequence[Extent]) -> list[Buffer]:

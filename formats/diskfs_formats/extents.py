@@ -2,9 +2,13 @@
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 from diskfs_formats.source import Buffer, ByteSource
 from diskfs_formats.values import value
+
+Decoder: TypeAlias = Callable[[Buffer], Buffer]
+"""Turns a stored record into the bytes of its unit; raises DiskfsError."""
 
 
 class ExtentKind(enum.Enum):
@@ -26,7 +30,7 @@ class Stored:
     source: ByteSource
     offset: int
     length: int
-    decode: Callable[[Buffer], Buffer] | None = None
+    decode: Decoder | None = None
     skip: int = 0
 
 

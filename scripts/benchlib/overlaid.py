@@ -6,24 +6,27 @@ a new overlay for every measurement: what a first write costs is part of it.
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchlib import caches, loads
-from benchlib.commands import run
+from benchlib.commands import Argument, run
 from benchlib.context import Context
 from benchlib.dataset import MIB
-from benchlib.pairs import DISKFS, Bar, Comparison, Samples, Unit, compare_speeds, measure_in_turn, median_ratio
+from benchlib.pairs import DISKFS, Bar, Comparison, Unit, compare_speeds, measure_in_turn
 from benchlib.servers import diskfs_mount, qemu_overlay
 
 QEMU = "qemu-storage-daemon, qcow2"
 READ_ONLY = "diskfs without overlay"
 CONVERT = "diskfs convert"
+SAME = "diskfs convert, same content"
+QEMU_CONVERT = "qemu-img convert -m 16 -W, qcow2"
 WRITTEN = 256 * MIB
 """Bytes of one sequential write."""
 FEW = 4096
 """Single blocks of 4 KiB that are changed before a commit."""
+MANY = 50_000
 AT_LEAST_AS_FAST = Bar(at_least=True, limit=1.0)
 FIVE_PERCENT = Bar(at_least=True, limit=0.95)
 
@@ -86,44 +89,43 @@ def _untouched(context: Context, image: Path) -> Iterator[Comparison]:
 
 
 def _commits(context: Context, image: Path) -> Iterator[Comparison]:
-    """Commit a disk to a raw file, and convert the same disk without changes.
+    """Commit a disk to a raw file; convert the same disk without changes, and an image that has the changes.
 
     Once with what preparing a disk changes, files copied in and tables changed; once with as many single blocks as
-    random writes for some seconds leave, which is the worst that a commit can meet.
+    random writes for some seconds leave, which is the worst that a commit can meet. What qemu-img makes of a qcow2
+    overlay with the same changes stands beside it.
     """
     few = ((("write", WRITTEN, None), ("randwrite", 0, FEW)), f"{WRITTEN // MIB} MiB and {FEW:,} blocks changed")
-    many = ((("randwrite", 0, None),), "blocks changed at random for seconds")
+    many = ((("randwrite", 0, MANY),), f"{MANY:,} blocks changed at random")
     for changes, name in (few, many):
         with _new_folder(context) as folder:
-            overlay = folder / "overlay"
+            overlay, same, theirs = folder / "overlay", folder / "same.vmdk", folder / "overlay.qcow2"
             with diskfs_mount(context.diskfs, image, "--overlay", overlay) as file:
-                for rw, size, count in changes:
-                    seconds = context.random_seconds
-                    loads.writes(file, rw, jobs=1, seconds=seconds, size=size, count=count, pair=0)
-            yield _commit(context, image, overlay, folder / "target.raw", name)
+                _change(file, changes)
+            run([context.diskfs, "commit", overlay, "--quiet", same])
+            with qemu_overlay(image, "vmdk", theirs) as file:
+                _change(file, changes)
+            target = folder / "target.raw"
+            qemu = ["qemu-img", "convert", "-m", "16", "-W", "-O", "raw", theirs, target]
+            contenders = {
+                DISKFS: partial(_timed, context, image, target, [context.diskfs, "commit", overlay, "--quiet", target]),
+                CONVERT: partial(_timed, context, image, target, [context.diskfs, "convert", image, "--quiet", target]),
+                SAME: partial(_timed, context, same, target, [context.diskfs, "convert", same, "--quiet", target]),
+                QEMU_CONVERT: partial(_timed, context, image, target, qemu),
+            }
+            samples = measure_in_turn(f"P12 commit, {name}", context.pairs, Unit.THROUGHPUT, contenders)
+            yield from compare_speeds("P12", f"commit to raw, {name}", Unit.THROUGHPUT, samples, FIVE_PERCENT)
 
 
-def _commit(context: Context, image: Path, overlay: Path, target: Path, name: str) -> Comparison:
-    def timed(*words: object, _pair: int = 0) -> float:
-        caches.ensure_cached(image)
-        target.unlink(missing_ok=True)
-        return context.data.scale.disk_size / run([context.diskfs, *map(str, words), "--quiet", str(target)]).seconds
+def _change(file: Path, changes: Sequence[tuple[str, int, int | None]]) -> None:
+    for rw, size, count in changes:
+        loads.writes(file, rw, jobs=1, seconds=0, size=size, count=count, pair=0)
 
-    contenders = {
-        DISKFS: lambda _pair: timed("commit", overlay),
-        CONVERT: lambda _pair: timed("convert", image),
-    }
-    samples: Samples = measure_in_turn(f"P12 commit, {name}", context.pairs, Unit.THROUGHPUT, contenders)
-    return Comparison(
-        bar_id="P12",
-        work=f"commit to raw, {name}",
-        unit=Unit.THROUGHPUT,
-        diskfs=tuple(samples[DISKFS]),
-        peer_name=CONVERT,
-        peer=tuple(samples[CONVERT]),
-        measured=median_ratio(samples[DISKFS], samples[CONVERT]),
-        bar=FIVE_PERCENT,
-    )
+
+def _timed(context: Context, image: Path, target: Path, command: Sequence[Argument], _pair: int) -> float:
+    caches.ensure_cached(image)
+    target.unlink(missing_ok=True)
+    return context.data.scale.disk_size / run(command).seconds
 
 
 @contextlib.contextmanager

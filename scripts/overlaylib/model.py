@@ -4,6 +4,8 @@ Offsets and lengths favour the borders of sectors, blocks and pages of the index
 sides. What differs is reported with the seed and the number of the operation, which is enough to see it again.
 """
 
+import bisect
+import functools
 import random
 import uuid
 from collections.abc import Iterator
@@ -14,11 +16,14 @@ from pathlib import Path
 from diskfs.disks.overlay.disk import OverlayDisk
 from diskfs.disks.overlay.folder import create_files, open_disk
 from diskfs.disks.overlay.layout import BLOCKS_PER_PAGE, IndexHeader
+from diskfs.disks.overlay.merged import MergedDisk
 from diskfs.disks.overlay.storage import LocalStorage, Storage
-from diskfs_formats.driver import DiskImage, NoRelatedFiles
-from diskfs_formats.extents import ExtentKind
+from diskfs_formats.bulk import data_pieces, read_piece
+from diskfs_formats.driver import DiskImage, ImageInfo, NoRelatedFiles
+from diskfs_formats.extents import Extent, ExtentKind, Stored
+from diskfs_formats.mapped import MappedImage
 from diskfs_formats.registry import driver_named
-from diskfs_formats.source import MemorySource
+from diskfs_formats.source import Buffer, MemorySource
 from scripts.overlaylib.simulated import SimulatedStorage
 
 BATCH = 50_000
@@ -54,6 +59,56 @@ def memory_disk(content: bytes) -> DiskImage:
     return driver_named("raw").open(MemorySource(content, "base"), NoRelatedFiles())
 
 
+class UnitsDisk(MappedImage):
+    """A disk of units of all lengths: stored as they are, encoded, encoded and known in two halves, or zero."""
+
+    def __init__(self, rng: random.Random, size: int) -> None:
+        content = bytearray(rng.randbytes(size))
+        self._starts = [0]
+        self._kinds: list[str] = []
+        while self._starts[-1] < size:
+            start = self._starts[-1]
+            end = start + rng.choice((512, 4096, 65536, rng.randrange(1, 100_000)))
+            if rng.random() < 0.7:
+                end -= end % 4096 if end % 4096 < end - start else 0  # A border of blocks and of units at once.
+            end = min(end, size)
+            kind = rng.choice(("plain", "encoded", "halves", "zero"))
+            if kind == "zero":
+                content[start:end] = bytes(end - start)
+            self._starts.append(end)
+            self._kinds.append(kind)
+        self.content = bytes(content)
+        self._plain = MemorySource(self.content, "plain")
+        self._encoded = MemorySource(_inverted(self.content), "encoded")
+        super().__init__("units", ImageInfo("test", "test", size), (self._plain, self._encoded))
+
+    def lookup(self, offset: int, /) -> Extent:
+        number = bisect.bisect_right(self._starts, offset) - 1
+        start, end = self._starts[number : number + 2]
+        kind = self._kinds[number]
+        if kind == "zero":
+            return Extent(start, end - start, ExtentKind.HOLE)
+        if kind == "plain":
+            return Extent(start, end - start, ExtentKind.DATA, Stored(self._plain, start, end - start))
+        record = Stored(self._encoded, start, end - start, functools.partial(self._decode, start))
+        middle = (start + end) // 2
+        if kind == "encoded" or middle == start:
+            return Extent(start, end - start, ExtentKind.DATA, record)
+        if offset < middle:
+            return Extent(start, middle - start, ExtentKind.DATA, record)
+        record = Stored(self._encoded, start, end - start, record.decode, middle - start)
+        return Extent(middle, end - middle, ExtentKind.DATA, record)
+
+    def _decode(self, start: int, record: Buffer) -> Buffer:
+        data = _inverted(bytes(record))
+        assert data == self.content[start : start + len(data)]
+        return data
+
+
+def _inverted(data: bytes) -> bytes:
+    return data.translate(bytes(range(255, -1, -1)))
+
+
 def run(runs: int, seed: str, folder: Path | None = None) -> Iterator[tuple[int, int]]:
     """Try `runs` operations, in memory or on real files in `folder`; yields (done, reads compared) now and then.
 
@@ -73,11 +128,11 @@ def _batch(seed: str, geometry: Geometry, count: int, folder: Path | None, kept:
     rng = random.Random(seed)
     pool = rng.randbytes(POOL)
     size = geometry.size
-    base = rng.randbytes(size)
+    below = UnitsDisk(rng, size)
+    base = below.content
     expected = bytearray(base)
     flushed = bytearray(base)
     header = IndexHeader(uuid.UUID(int=rng.getrandbits(128)), 0, geometry.block_size, size)
-    below = memory_disk(base)
     borders = _borders(geometry)
     compared = 0
     with _storage(folder) as storage:
@@ -178,6 +233,22 @@ def _compare_all(disk: OverlayDisk, expected: bytearray, base: bytes, where: str
             raise Difference(f"{where}: the map calls {extent.offset:#x} unchanged, and it is not")
     if position != disk.size:
         raise Difference(f"{where}: the map ends at {position:#x}")
+    for image in (disk, MergedDisk(disk)):
+        _compare_pieces(image, expected, where)
+
+
+def _compare_pieces(image: DiskImage, expected: bytearray, where: str) -> None:
+    """Read a disk as a copy does, along its map."""
+    position = 0
+    for extent in image.extents():
+        if extent.offset != position or not extent.length:
+            raise Difference(f"{where}: the map of {type(image).__name__} at {position:#x}")
+        position = extent.end
+    found = bytearray(len(expected))
+    for piece in data_pieces(image.extents()):
+        found[piece.offset : piece.end] = b"".join(read_piece(piece))
+    if position != len(expected) or found != expected:
+        raise Difference(f"{where}: the pieces of {type(image).__name__}")
 
 
 @contextmanager

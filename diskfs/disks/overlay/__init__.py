@@ -7,5 +7,6 @@ from diskfs.disks.overlay.description import OverlayDescription, SourceOptions
 from diskfs.disks.overlay.disk import OverlayDisk
 from diskfs.disks.overlay.folder import OverlayFolder
 from diskfs.disks.overlay.identity import SourceIdentity
+from diskfs.disks.overlay.merged import MergedDisk
 
-__all__ = ["OverlayDescription", "OverlayDisk", "OverlayFolder", "SourceIdentity", "SourceOptions"]
+__all__ = ["MergedDisk", "OverlayDescription", "OverlayDisk", "OverlayFolder", "SourceIdentity", "SourceOptions"]

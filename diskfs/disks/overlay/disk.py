@@ -84,7 +84,7 @@ class OverlayDisk:
         if state == PRESENT:
             return self._data.read_at(offset, length)
         parts: list[Buffer] = []
-        for start, end, state in self._runs(offset, offset + length):
+        for start, end, state in self.runs(offset, offset + length):
             if state == ABSENT:
                 parts.append(self._base.read_at(start, end - start))
             elif state == PRESENT:
@@ -107,7 +107,7 @@ class OverlayDisk:
             if self._loaded(number) is None:
                 return None
         parts: list[Buffer] = []
-        for start, end, state in self._runs(offset, offset + length):
+        for start, end, state in self.runs(offset, offset + length):
             if state == ZERO:
                 parts.extend(zeroes(end - start))
                 continue
@@ -132,8 +132,8 @@ class OverlayDisk:
         state = states[first]
         return state if end - first == 1 or states.count(state, first, end) == end - first else None
 
-    def _runs(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (start, end, state) in bytes, joined where the state is one."""
+    def runs(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (start, end, state) in bytes of the range, ascending, neighbours of different states."""
         if start >= end:
             return
         block = self._block_size
@@ -158,19 +158,20 @@ class OverlayDisk:
 
     def _walk(self, start: int, end: int) -> Iterator[Extent]:
         below = _Below(self._base, end)
-        for first, stop, state in self._runs(start, end):
+        for first, stop, state in self.runs(start, end):
             if state == ABSENT:
                 yield from below.between(first, stop)
             else:
-                yield self._own(first, stop, state)
+                yield self.own(first, stop, state)
 
     def changes(self, offset: int = 0, length: int | None = None, /) -> Iterator[Extent]:
         """Yield the map of the overlay alone: DATA was written, ZERO discarded, a HOLE is as it is below."""
         length = self._size - offset if length is None else length
         require_range(self, offset, length)
-        return (self._own(*run) for run in self._runs(offset, offset + length))
+        return (self.own(*run) for run in self.runs(offset, offset + length))
 
-    def _own(self, first: int, stop: int, state: int) -> Extent:
+    def own(self, first: int, stop: int, state: int) -> Extent:
+        """Return the extent of a run that is the overlay's."""
         stored = Stored(self._data, first, stop - first) if state == PRESENT else None
         return Extent(first, stop - first, _KINDS[state], stored)
 
