@@ -73,6 +73,11 @@ class OverlayDisk:
         """The disk below."""
         return self._base
 
+    @property
+    def data(self) -> DataFile:
+        """What was written: the block at an offset here is the block at that offset of the disk, if it is present."""
+        return self._data
+
     # Reading takes no lock: a block that is being written is seen before or after, and what a page says has happened.
 
     def read_at(self, offset: int, length: int, /) -> bytes:

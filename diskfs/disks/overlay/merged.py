@@ -1,15 +1,16 @@
 """A disk of an overlay as it is read from front to back, once: for a commit."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from diskfs.disks.overlay.disk import OverlayDisk
-from diskfs.disks.overlay.layout import ABSENT
+from diskfs.disks.overlay.layout import ABSENT, ZERO
 from diskfs_formats.driver import ImageInfo
 from diskfs_formats.errors import DiskfsError
 from diskfs_formats.extents import Decoder, Extent, ExtentKind, Stored, clipped
-from diskfs_formats.source import Buffer, require_range
+from diskfs_formats.source import Buffer, ByteSource, require_range
 
-Run = tuple[int, int, int]
+Run: TypeAlias = tuple[int, int, int]
 """Start and end in bytes, and the state of the blocks there."""
 
 
@@ -94,32 +95,33 @@ class MergedDisk:
         return self._disk.own(max(first, extent.offset), min(stop, extent.end), state)
 
     def _patched(self, extent: Extent, stored: Stored, decode: Decoder, runs: list[Run]) -> Extent:
-        unit = extent.offset - stored.skip
-        changed = [self._part(extent, run) for run in runs if run[2] != ABSENT]
-        decode = _Patched(decode, unit, extent.end - unit, changed)
+        changed = [
+            (max(first, extent.offset), min(stop, extent.end), state) for first, stop, state in runs if state != ABSENT
+        ]
+        decode = _Patched(decode, self._disk.data, extent.offset - stored.skip, extent.end, changed)
         record = Stored(stored.source, stored.offset, stored.length, decode, stored.skip)
         return Extent(extent.offset, extent.length, ExtentKind.DATA, record, extent.depth)
 
 
 class _Patched:
-    """Decodes a unit and puts what was changed over it."""
+    """Decodes the unit that begins at `unit` of the disk and puts what was changed up to `end` over it."""
 
-    __slots__ = ("_changed", "_decode", "_end", "_unit")
+    __slots__ = ("_changed", "_data", "_decode", "_end", "_unit")
 
-    def __init__(self, decode: Decoder, unit: int, end: int, changed: list[Extent]) -> None:
+    def __init__(self, decode: Decoder, data: ByteSource, unit: int, end: int, changed: list[Run]) -> None:
         self._decode = decode
+        self._data = data
         self._unit = unit
         self._end = end
         self._changed = changed
 
     def __call__(self, record: Buffer, /) -> Buffer:
-        data = bytearray(self._decode(record))
-        if len(data) < self._end:
-            return data  # too short, which is for the caller to say
-        view = memoryview(data)
-        for extent in self._changed:
-            start = extent.offset - self._unit
-            place = view[start : start + extent.length]
-            stored = extent.stored
-            place[:] = bytes(extent.length) if stored is None else stored.source.read_at(stored.offset, stored.length)
-        return data
+        unit = self._unit
+        decoded = bytearray(self._decode(record))
+        if len(decoded) < self._end - unit:
+            return decoded  # too short, which is for the caller to say
+        view = memoryview(decoded)
+        for start, stop, state in self._changed:
+            length = stop - start
+            view[start - unit : stop - unit] = bytes(length) if state == ZERO else self._data.read_at(start, length)
+        return decoded
