@@ -13,7 +13,8 @@ from diskfs_formats.text import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diskfs_formats.ova import Appliance, ApplianceDisk
+    from diskfs_formats.ova import Appliance
+    from diskfs_formats.ova_disks import ApplianceDisk
 
 
 class ApplianceFiles:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 from diskfs_formats.partitions import read_partition_table
 
 if TYPE_CHECKING:
-    from diskfs_formats.ova import Appliance, ApplianceDisk
+    from diskfs_formats.ova import Appliance
+    from diskfs_formats.ova_disks import ApplianceDisk
     from diskfs_formats.partitions import PartitionTable
 
 from diskfs.disks.appliance_files import ApplianceFiles

@@ -22,7 +22,8 @@ from diskfs_formats.errors import (
     UnsupportedFeature,
 )
 from diskfs_formats.gzipped import GzipSource
-from diskfs_formats.ova import Appliance, ApplianceDisk, open_ova, open_ovf
+from diskfs_formats.ova import Appliance, open_ova, open_ovf
+from diskfs_formats.ova_disks import ApplianceDisk
 from diskfs_formats.source import ByteSource, MemorySource
 from tests.helpers import CorpusRow, assert_same_bytes, corpus_rows, sha256_of
 

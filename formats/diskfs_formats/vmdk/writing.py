@@ -129,53 +129,71 @@ def _flat(disk: DiskImage, name: str, options: WriteOptions) -> tuple[LaidOutFil
     )
 
 
-def _sparse(disk: DiskImage, name: str, options: WriteOptions) -> list[Part]:
-    size = align_up(disk.size, SECTOR)
-    capacity_sectors = size // SECTOR
-    grains = AllocationMap.of(disk, GRAIN_SIZE)
-    table_count = -(-grains.count // TABLE_ENTRIES)
-    directory_size = align_up(table_count * 4, SECTOR)
-    # Every grain table exists from the beginning, and everything exists twice: first the redundant copies.
-    rgd_sector = DESCRIPTOR_SECTOR + DESCRIPTOR_SECTORS
-    first_rgt_sector = rgd_sector + directory_size // SECTOR
-    gd_sector = first_rgt_sector + table_count * TABLE_SECTORS
-    first_gt_sector = gd_sector + directory_size // SECTOR
-    end_sector = first_gt_sector + table_count * TABLE_SECTORS
-    overhead_sectors = align_up(end_sector, GRAIN_SECTORS)
-    if overhead_sectors + grains.allocated * GRAIN_SECTORS > MAX_GRAIN_SECTOR:
-        raise UnsupportedFeature(
-            f"{disk.name}: {grains.allocated * GRAIN_SIZE} bytes of data are more than a monolithicSparse VMDK can "
-            "hold, whose file ends at 2 TiB; write monolithicFlat or vhdx"
-        )
+class _SparseTables:
+    """Where the directories and tables of a monolithicSparse VMDK lie, in sectors, and what is in them.
 
-    def entries(first: int, count: int) -> bytes:
+    Every grain table exists from the beginning, and everything exists twice: first the redundant copies.
+    """
+
+    def __init__(self, grains: AllocationMap) -> None:
+        self._grains = grains
+        self.count = -(-grains.count // TABLE_ENTRIES)
+        directory_size = align_up(self.count * 4, SECTOR)
+        self.directory_padding = directory_size - self.count * 4
+        directory_sectors = directory_size // SECTOR
+        self.rgd_sector = DESCRIPTOR_SECTOR + DESCRIPTOR_SECTORS
+        self.first_rgt_sector = self.rgd_sector + directory_sectors
+        self.gd_sector = self.first_rgt_sector + self.count * TABLE_SECTORS
+        self.first_gt_sector = self.gd_sector + directory_sectors
+        self.end_sector = self.first_gt_sector + self.count * TABLE_SECTORS
+        self.overhead_sectors = align_up(self.end_sector, GRAIN_SECTORS)
+
+    def directory(self, first_table_sector: int, title: str) -> Table:
+        """Return the directory of the tables that begin at a sector."""
+
+        def entries(first: int, count: int) -> bytes:
+            start = first_table_sector + first * TABLE_SECTORS
+            return _little(array("I", range(start, start + count * TABLE_SECTORS, TABLE_SECTORS)))
+
+        return Table(title, self.count, 4, entries)
+
+    def tables(self, title: str) -> Table:
+        """Return all grain tables, one after another."""
+        return Table(title, self.count * TABLE_ENTRIES, 4, self._entries, self._runs)
+
+    def _entries(self, first: int, count: int) -> bytes:
         found = array("I")
-        inside = max(0, min(count, grains.count - first))
-        for _, run, rank in grains.runs(first, inside):
+        inside = self._inside(first, count)
+        for _, run, rank in self._grains.runs(first, inside):
             if rank is None:
                 found.extend(array("I", [0]) * run)
             else:
-                sector = overhead_sectors + rank * GRAIN_SECTORS
+                sector = self.overhead_sectors + rank * GRAIN_SECTORS
                 found.extend(range(sector, sector + run * GRAIN_SECTORS, GRAIN_SECTORS))
         found.extend(array("I", [0]) * (count - inside))
         return _little(found)
 
-    def runs(first: int, count: int) -> Iterator[tuple[int, int, bool]]:
-        inside = max(0, min(count, grains.count - first))
-        yield from grains.has_any(first, inside)
+    def _runs(self, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
+        inside = self._inside(first, count)
+        yield from self._grains.has_any(first, inside)
         if inside < count:
             yield first + inside, count - inside, False
 
-    def directory(first_table_sector: int, title: str) -> Table:
-        def directory_entries(first: int, count: int) -> bytes:
-            start = first_table_sector + first * TABLE_SECTORS
-            return _little(array("I", range(start, start + count * TABLE_SECTORS, TABLE_SECTORS)))
+    def _inside(self, first: int, count: int) -> int:
+        """Return how many of the entries belong to a grain: the last table may have more than there are."""
+        return max(0, min(count, self._grains.count - first))
 
-        return Table(title, table_count, 4, directory_entries)
 
-    def tables(title: str) -> Table:
-        return Table(title, table_count * TABLE_ENTRIES, 4, entries, runs)
-
+def _sparse(disk: DiskImage, name: str, options: WriteOptions) -> list[Part]:
+    size = align_up(disk.size, SECTOR)
+    capacity_sectors = size // SECTOR
+    grains = AllocationMap.of(disk, GRAIN_SIZE)
+    tables = _SparseTables(grains)
+    if tables.overhead_sectors + grains.allocated * GRAIN_SECTORS > MAX_GRAIN_SECTOR:
+        raise UnsupportedFeature(
+            f"{disk.name}: {grains.allocated * GRAIN_SIZE} bytes of data are more than a monolithicSparse VMDK can "
+            "hold, whose file ends at 2 TiB; write monolithicFlat or vhdx"
+        )
     header = SPARSE_HEADER.build(
         {
             "version": 1,
@@ -185,9 +203,9 @@ def _sparse(disk: DiskImage, name: str, options: WriteOptions) -> list[Part]:
             "descriptorOffset": DESCRIPTOR_SECTOR,
             "descriptorSize": DESCRIPTOR_SECTORS,
             "numGTEsPerGT": TABLE_ENTRIES,
-            "rgdOffset": rgd_sector,
-            "gdOffset": gd_sector,
-            "overHead": overhead_sectors,
+            "rgdOffset": tables.rgd_sector,
+            "gdOffset": tables.gd_sector,
+            "overHead": tables.overhead_sectors,
             "uncleanShutdown": 0,
             "lineEndTest": LINE_END_TEST,
             "compressAlgorithm": 0,
@@ -195,16 +213,15 @@ def _sparse(disk: DiskImage, name: str, options: WriteOptions) -> list[Part]:
     )
     line = f'RW {capacity_sectors} SPARSE "{name}"'
     text = descriptor_text("monolithicSparse", line, size, disk.info.sector_size, options)
-    padding = directory_size - table_count * 4
     return [
         Header(header + text.ljust(DESCRIPTOR_SECTORS * SECTOR, b"\0"), "VMDK header"),
-        directory(first_rgt_sector, "VMDK redundant grain directory"),
-        Zeroes(padding),
-        tables("VMDK redundant grain tables"),
-        directory(first_gt_sector, "VMDK grain directory"),
-        Zeroes(padding),
-        tables("VMDK grain tables"),
-        Zeroes((overhead_sectors - end_sector) * SECTOR),
+        tables.directory(tables.first_rgt_sector, "VMDK redundant grain directory"),
+        Zeroes(tables.directory_padding),
+        tables.tables("VMDK redundant grain tables"),
+        tables.directory(tables.first_gt_sector, "VMDK grain directory"),
+        Zeroes(tables.directory_padding),
+        tables.tables("VMDK grain tables"),
+        Zeroes((tables.overhead_sectors - tables.end_sector) * SECTOR),
         AllocatedUnits(disk, grains, GRAIN_SIZE),
     ]
 
