@@ -136,7 +136,7 @@ def _are_same(one: Decoder, two: Decoder) -> bool:
     return (
         isinstance(one, functools.partial)
         and isinstance(two, functools.partial)
-        and (one.func, one.args) == (two.func, two.args)
+        and (one.func, one.args, one.keywords) == (two.func, two.args, two.keywords)
     )
 
 

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from diskfs.disks.opening import open_source
 from diskfs.disks.overlay import MergedDisk, OverlayDisk, OverlayFolder
 from diskfs.disks.overlay.folder import create_files, open_disk
 from diskfs.disks.overlay.layout import IndexHeader
+from diskfs.disks.overlay.merged import EXACT_SPAN
 from diskfs_formats.bulk import data_pieces, read_piece
 from diskfs_formats.driver import DiskImage, ImageInfo
 from diskfs_formats.errors import CorruptImage
@@ -60,10 +62,36 @@ class Units(MappedImage):
         return Extent(start, length, ExtentKind.DATA, Stored(self.source, start, length, decode))
 
 
-def overlay_of(base: DiskImage) -> OverlayDisk:
+class Quarters(Units):
+    """The same units, each known in four extents, as a child with smaller units leaves them of its parent's."""
+
+    def lookup(self, offset: int, /) -> Extent:
+        whole = super().lookup(offset)
+        stored = whole.stored
+        assert stored is not None
+        start = offset - offset % BLOCK
+        length = min(BLOCK, SIZE - start)
+        part = Stored(stored.source, stored.offset, stored.length, stored.decode, start - whole.offset)
+        return Extent(start, length, ExtentKind.DATA, part)
+
+
+class Hidden(MappedImage):
+    """A disk that says what is wrong with it before its map is begun."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("hidden", ImageInfo("test", "test", size), ())
+
+    def lookup(self, offset: int, /) -> Extent:
+        raise CorruptImage(f"hidden: {offset:#x} was looked up")
+
+    def extents(self, offset: int = 0, length: int | None = None, /) -> Iterator[Extent]:
+        raise CorruptImage(f"hidden: the map from {offset:#x} on was asked for")
+
+
+def overlay_of(base: DiskImage, block_size: int = BLOCK) -> OverlayDisk:
     storage = SimulatedStorage(recorded=False)
     storage.make_folder()
-    header = IndexHeader(uuid.UUID(int=9), 0, BLOCK, base.size)
+    header = IndexHeader(uuid.UUID(int=9), 0, block_size, base.size)
     create_files(storage, header)
     return open_disk(storage, header, "overlay", base)
 
@@ -92,6 +120,52 @@ def test_a_unit_with_changes_is_one_extent_and_decoded_once() -> None:
     assert_same_bytes(read_whole(merged), expected)
     assert base.decoded == list(range(COUNT))
     assert_same_bytes(merged.read_at(0, SIZE), expected)
+
+
+def test_a_unit_of_several_extents_is_decoded_once_with_changes_in_all_of_them() -> None:
+    base = Quarters()
+    disk = overlay_of(base)
+    expected = bytearray(CONTENT)
+    for block in range(SIZE // BLOCK):
+        # In the second half of every block, so that something of each extent is to be seen.
+        start = block * BLOCK + 512 * (block % 8)
+        disk.write_at(start, b"changed")
+        expected[start : start + 7] = b"changed"
+    for block in range(0, SIZE // BLOCK, 2):
+        disk.discard(block * BLOCK, BLOCK)
+        expected[block * BLOCK : (block + 1) * BLOCK] = bytes(BLOCK)
+    merged = MergedDisk(disk)
+    assert_same_bytes(read_whole(merged), expected)
+    assert_same_bytes(merged.read_at(0, SIZE), expected)
+
+
+def test_parts_of_a_unit_share_what_is_decoded() -> None:
+    small = 512
+    base = Quarters()
+    disk = overlay_of(base, block_size=small)
+    expected = bytearray(CONTENT)
+    for block in range(0, SIZE // BLOCK, 2):
+        disk.write_at(block * BLOCK + small, b"\xee" * small)
+        expected[block * BLOCK + small : block * BLOCK + 2 * small] = b"\xee" * small
+    assert_same_bytes(read_whole(MergedDisk(disk)), expected)
+    assert base.decoded == list(range(COUNT))
+
+
+def test_what_the_overlay_hides_for_long_is_not_looked_up() -> None:
+    size = 40 * MIB + 700
+    disk = overlay_of(Hidden(size))
+    merged = MergedDisk(disk)
+    with pytest.raises(CorruptImage):
+        list(merged.extents())
+    disk.discard(0, size)
+    assert list(merged.extents()) == [Extent(0, size, ExtentKind.ZERO)]
+    disk.write_at(20 * MIB, b"\xee" * BLOCK)
+    assert [(extent.offset, extent.kind) for extent in merged.extents()] == [
+        (0, ExtentKind.ZERO),
+        (20 * MIB, ExtentKind.DATA),
+        (20 * MIB + BLOCK, ExtentKind.ZERO),
+        (20 * MIB + EXACT_SPAN, ExtentKind.ZERO),
+    ]
 
 
 @pytest.mark.parametrize("start", [0, 1, BLOCK, BLOCK + 1, UNIT - 1])
@@ -147,3 +221,30 @@ def test_a_stored_grain_with_a_change_is_not_passed_on_as_it_was(tmp_path: Path)
             target = tmp_path / name
             diskfs("commit", folder, target, "--force", "--verify")
             subprocess.run(["qemu-img", "compare", "-F", "raw", target, expected], check=True)
+
+
+def test_a_child_with_smaller_clusters_than_its_compressed_parent(tmp_path: Path) -> None:
+    """Each cluster of 2 MiB is seen in 128 parts, and changes lie in many of them."""
+    content = bytearray(random.Random(1).randbytes(2 * MIB) + b"\1" * MIB + bytes(MIB) + b"\2" * 2 * MIB)
+    plain, parent, child = tmp_path / "plain.raw", tmp_path / "parent.qcow2", tmp_path / "child.qcow2"
+    plain.write_bytes(content)
+    options = ["-c", "-O", "qcow2", "-o", "cluster_size=2M"]
+    subprocess.run(["qemu-img", "convert", *options, plain, parent], check=True)
+    backing = ["-b", parent.name, "-F", "qcow2"]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", *backing, child], check=True)
+    writes = [argument for offset in range(0, 6 * MIB, 16384) for argument in ("-c", f"write -q -P 7 {offset} 4k")]
+    subprocess.run(["qemu-io", *writes, child], check=True)
+    for offset in range(0, 6 * MIB, 16384):
+        content[offset : offset + 4096] = b"\7" * 4096
+    with open_source(str(child)) as source, OverlayFolder.open(tmp_path / "overlay", source) as overlay:
+        for offset in range(8192, 6 * MIB, 16384):
+            overlay.disk(0).write_at(offset, b"\xee" * 4096)
+            content[offset : offset + 4096] = b"\xee" * 4096
+        stored = [extent.stored for extent in MergedDisk(overlay.disk(0)).extents() if extent.stored is not None]
+        # Two clusters are compressed, the first one does not get smaller.
+        assert len({id(one.decode) for one in stored if one.decode is not None}) == 2
+    expected = tmp_path / "expected.raw"
+    expected.write_bytes(content)
+    for name in ("new.vmdk", "new.raw"):
+        diskfs("commit", tmp_path / "overlay", tmp_path / name)
+        subprocess.run(["qemu-img", "compare", "-F", "raw", tmp_path / name, expected], check=True)
