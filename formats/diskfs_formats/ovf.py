@@ -61,11 +61,14 @@ def _parse(data: bytes, reader: "DescriptorReader", name: str) -> None:
     # The parser inside tells which encoding is asked for, and how much of what was fed is still an unfinished tag.
     expat = parser.parser
     expat.XmlDeclHandler = reader.xml_declaration
+    begun = 0
     try:
         for start in range(0, len(data), FED_AT_ONCE):
             end = start + FED_AT_ONCE
             parser.feed(data[start:end])
-            _check_unfinished_tag(data[max(expat.CurrentByteIndex, 0) : end], name)
+            # Below 0 where the parser waits for more of what it has begun: expat 2.6, and 2.5 as Debian mended it.
+            begun = expat.CurrentByteIndex if expat.CurrentByteIndex >= 0 else begun
+            _check_unfinished_tag(data[begun:end], name)
         parser.close()
     except ParseError as error:
         raise CorruptImage(f"{name}: the descriptor is not well-formed XML: {printable(str(error))}") from error
