@@ -5,9 +5,12 @@ import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from defusedxml.ElementTree import DefusedXMLParser
 
+from diskfs_formats import ovf
 from diskfs_formats.errors import CorruptImage, DiskfsError, UnsafeReference, UnsupportedFeature
 from diskfs_formats.ovf import (
     MAX_ATTRIBUTES,
@@ -544,6 +547,44 @@ def test_both_sides_of_the_attribute_limit() -> None:
 def test_equals_signs_in_text_are_no_attributes() -> None:
     text = "a = b; " * 50_000
     parse(f"<Annotation>{text}</Annotation><A><![CDATA[{text}]]></A><!-- {text} -->")
+
+
+class Waiting(DefusedXMLParser):
+    """Parses what it has begun only when there is twice as much of it, and tells no place until then, as expat 2.6."""
+
+    class Place:
+        def __init__(self, expat: Any) -> None:
+            self.__dict__["expat"] = expat
+            self.__dict__["held"] = b""
+            self.__dict__["parsed"] = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return -1 if name == "CurrentByteIndex" and self.held else getattr(self.expat, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(self.expat, name, value)
+
+        def Parse(self, data: bytes, final: bool = False) -> None:  # noqa: N802 - expat's name
+            begun = self.parsed - max(self.expat.CurrentByteIndex, 0)
+            self.__dict__["held"] += data
+            if final or begun + len(self.held) >= 2 * begun:
+                self.expat.Parse(self.held, final)
+                self.__dict__["parsed"] += len(self.held)
+                self.__dict__["held"] = b""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.parser = Waiting.Place(self.parser)  # type: ignore[assignment]  # a stand-in
+
+
+def test_a_parser_that_waits_for_more_is_not_taken_for_one_at_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ovf, "DefusedXMLParser", Waiting)
+    files = "".join(f'<File ovf:id="f{number}" ovf:href="{number}"/>' for number in range(4000))
+    found = parse(f"<References>{files}</References><!-- {'a = b; ' * 50_000} -->")
+    assert len(found.files) == 4000
+    many = " ".join(f'a{number}="{number}"' for number in range(50_000))
+    with pytest.raises(CorruptImage, match="a tag of the descriptor has over 4096 attributes"):
+        parse(f"<Tag {many}/>")
 
 
 def test_findings_are_bounded() -> None:

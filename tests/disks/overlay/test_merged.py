@@ -122,23 +122,6 @@ def test_a_unit_with_changes_is_one_extent_and_decoded_once() -> None:
     assert_same_bytes(merged.read_at(0, SIZE), expected)
 
 
-def test_a_unit_of_several_extents_is_decoded_once_with_changes_in_all_of_them() -> None:
-    base = Quarters()
-    disk = overlay_of(base)
-    expected = bytearray(CONTENT)
-    for block in range(SIZE // BLOCK):
-        # In the second half of every block, so that something of each extent is to be seen.
-        start = block * BLOCK + 512 * (block % 8)
-        disk.write_at(start, b"changed")
-        expected[start : start + 7] = b"changed"
-    for block in range(0, SIZE // BLOCK, 2):
-        disk.discard(block * BLOCK, BLOCK)
-        expected[block * BLOCK : (block + 1) * BLOCK] = bytes(BLOCK)
-    merged = MergedDisk(disk)
-    assert_same_bytes(read_whole(merged), expected)
-    assert_same_bytes(merged.read_at(0, SIZE), expected)
-
-
 def test_parts_of_a_unit_share_what_is_decoded() -> None:
     small = 512
     base = Quarters()
